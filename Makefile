@@ -1,0 +1,37 @@
+# Two commands do everything: `make demo` and `make test`. Each sets up what it needs.
+PYTHON_BIN := .venv/bin
+PYTEST := $(PYTHON_BIN)/python -m pytest
+
+.PHONY: demo test test-all check bench setup format clean
+
+setup: .venv/.ready
+
+.venv/.ready: pyproject.toml constraints.txt scripts/setup.sh
+	@scripts/setup.sh
+
+demo: setup  ## fetch a real model, serve it, teach it SQL; FULL=1 runs the recorded size
+	@$(PYTHON_BIN)/python examples/demo.py $(if $(FULL),--full)
+
+test: setup  ## everything that takes less than a minute each
+	$(PYTEST) -q
+
+test-all: setup  ## the slow ones too
+	$(PYTEST) -q -m "not gpu"
+
+check: setup  ## style, types, layers, sizes
+	$(PYTHON_BIN)/ruff check .
+	$(PYTHON_BIN)/ruff format --check .
+	$(PYTHON_BIN)/pyright
+	$(PYTHON_BIN)/lint-imports
+	$(PYTEST) -q tests/test_shape.py
+
+bench: setup  ## every benchmark that runs on this machine; JSON line last
+	$(PYTHON_BIN)/python -m bench.api --json
+	$(PYTHON_BIN)/python -m bench.cpu --json
+
+format: setup
+	$(PYTHON_BIN)/ruff check --fix .
+	$(PYTHON_BIN)/ruff format .
+
+clean:
+	rm -rf .venv .openrl build dist

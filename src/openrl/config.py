@@ -1,0 +1,156 @@
+"""The one configuration tree: defaults, then a TOML file, then OPENRL_* environment variables, then flags.
+
+`OPENRL_GATEWAY__PORT=8001` sets `gateway.port`. This file alone reads the environment.
+"""
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+
+class Section(BaseModel):
+    """A frozen group of settings; unknown names are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ModelConfig(Section):
+    """One base model to serve."""
+
+    name: str
+    """What clients ask for; may contain ':' and '/'."""
+    path: Path
+    """Directory in Hugging Face format."""
+
+
+class GatewayConfig(Section):
+    """The HTTP side."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = Field(default=8000, ge=0, le=65535)
+    """Port to listen on; 0 takes a free one."""
+    max_body_bytes: int = Field(default=256 * 2**20, ge=2**16)
+    """Larger bodies are refused before they are read."""
+    long_poll_s: float = Field(default=25.0, gt=0, le=40)
+    """How long a poll is held; clients give up at 45 s."""
+    session_timeout_s: float = Field(default=300.0, gt=10)
+    """A session without a heartbeat for this long is expired."""
+    max_datums: int = Field(default=4096, ge=1)
+    """Datums in one forward_backward request."""
+    max_samples: int = Field(default=1024, ge=1)
+    """Samples of one prompt in one request."""
+    max_rank: int = Field(default=256, ge=1)
+    """Largest LoRA rank a run may ask for."""
+
+
+class StoreConfig(Section):
+    """Rows and files."""
+
+    url: str = ""
+    """SQLAlchemy URL; empty: SQLite in the data directory."""
+    result_retention_s: float = Field(default=3600.0, gt=0)
+    """Results stay retrievable for this long after their request finished."""
+    pack_bytes: int = Field(default=64 * 2**20, ge=4096)
+    """A payload pack is closed when it reaches this size."""
+
+
+class SchedulerConfig(Section):
+    """Fairness and replay."""
+
+    max_replay_s: float = Field(default=30.0, gt=0)
+    """A run is snapshotted when replaying it would take longer than this (device seconds)."""
+
+
+class TrainingConfig(Section):
+    """The training engine."""
+
+    micro_batch_tokens: int = Field(default=0, ge=0)
+    """Tokens in one packed pass; 0: 512 on CPU, 8192 on CUDA."""
+    resident_runs: int = Field(default=32, ge=1)
+    """Runs kept in device memory; the others wait on the host and on disk."""
+
+
+class SamplingConfig(Section):
+    """The sampling engine."""
+
+    max_sequences: int = Field(default=0, ge=0)
+    """Sequences decoded at once; 0: 32 on CPU, 256 on CUDA."""
+    cache_bytes: int = Field(default=0, ge=0)
+    """KV cache; 0: 1 GiB on CPU, 30 % of free memory on CUDA."""
+    block_tokens: int = Field(default=16, ge=8)
+    """Tokens in one KV block."""
+    resident_adapters: int = Field(default=64, ge=1)
+    """Sampler snapshots kept in device memory."""
+    prefill_tokens: int = Field(default=0, ge=0)
+    """Prompt tokens computed per step; 0: 512 on CPU, 8192 on CUDA."""
+
+
+class WorkerConfig(Section):
+    """The process around the engines."""
+
+    device: str = "auto"
+    """"cpu", "cuda", "cuda:0"; "auto" takes CUDA where there is a GPU."""
+    dtype: str = "auto"
+    """Compute type: "float32" or "bfloat16"; "auto": float32 on CPU, bfloat16 on CUDA."""
+    deterministic: bool = False
+    """Bit-equal results whatever shares the batch, also on CUDA (slower there); always so on CPU."""
+    threads: int = Field(default=0, ge=0)
+    """CPU threads for tensors; 0: one per core."""
+
+
+class Config(BaseSettings):
+    """Everything a server process needs to know; checked when the process starts."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        env_prefix="OPENRL_",
+        env_nested_delimiter="__",
+        use_attribute_docstrings=True,
+        toml_file=None,
+    )
+
+    data_dir: Path = Path(".openrl")
+    """Database, payloads and checkpoints."""
+    models: tuple[ModelConfig, ...] = ()
+    """Base models to serve."""
+    gateway: GatewayConfig = GatewayConfig()
+    store: StoreConfig = StoreConfig()
+    scheduler: SchedulerConfig = SchedulerConfig()
+    training: TrainingConfig = TrainingConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    worker: WorkerConfig = WorkerConfig()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags win over the environment, the environment over the file."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+
+def load_config(file: Path | None = None, **flags: object) -> Config:
+    """The configuration from `file`, the environment and `flags` (nested dicts; None is ignored).
+
+    Raises pydantic.ValidationError naming every wrong field.
+    """
+    given = {name: value for name, value in flags.items() if value is not None}
+    if file is None:
+        return Config(**given)  # pyright: ignore[reportArgumentType]
+
+    class FileConfig(Config):
+        model_config = SettingsConfigDict(toml_file=file)
+
+    return FileConfig(**given)  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,1 @@
+"""Hugging Face models with multi-adapter LoRA linears and pluggable attention."""

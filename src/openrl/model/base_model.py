@@ -1,0 +1,173 @@
+"""A Hugging Face model with our linears and our attention inside: hidden states, logits.
+
+Legend: T packed rows, M chosen rows, D model dim, V vocab.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from openrl.config import WorkerConfig
+from openrl.errors import InvalidRequest
+from openrl.model.adapter import ATTENTION_PROJECTIONS, HEAD_NAME, MLP_PROJECTIONS
+from openrl.model.batch import ROW_MULTIPLE, Adapters, Batch, Segment
+from openrl.model.lora import ActiveBatch, LoraLinear
+
+ATTENTION_NAME = "openrl"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """Where a base model is and how to compute with it."""
+
+    name: str
+    path: Path
+    device: torch.device
+    dtype: torch.dtype
+
+
+def resolve_source(name: str, path: Path, config: WorkerConfig) -> ModelSource:
+    """Turn "auto" device and type into real ones: CUDA in bf16 where there is a GPU, else CPU in fp32."""
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = config.dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if device.startswith("cuda") else "float32"
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if dtype not in dtypes:
+        raise InvalidRequest(f"worker.dtype is {dtype!r}; it must be one of auto, {', '.join(dtypes)}")
+    return ModelSource(name, path, torch.device(device), dtypes[dtype])
+
+
+class BaseModel:
+    """One copy of a base model's weights, shared by training and sampling.
+
+    Not thread-safe: one forward pass at a time. `linear_shapes`: name -> (inputs, outputs) of every linear
+    that an adapter may train, in model order, the head last.
+    """
+
+    def __init__(self, source: ModelSource, causal_lm: Any, tokenizer: Any) -> None:
+        config = causal_lm.config.get_text_config()
+        self.name = source.name
+        self.path = source.path
+        self.device = source.device
+        self.dtype = source.dtype
+        self.tokenizer = tokenizer
+        self.vocab_size = int(config.vocab_size)
+        self.context_length = int(config.max_position_embeddings)
+        self.num_layers = int(config.num_hidden_layers)
+        self.num_heads = int(config.num_attention_heads)
+        self.num_kv_heads = int(config.num_key_value_heads)
+        self.head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+        self.layer_windows = _layer_windows(config)
+        self.eos_token_ids = _eos_token_ids(causal_lm, config)
+        self._active = ActiveBatch()
+        self._body = causal_lm.model
+        self.linear_shapes = _replace_linears(causal_lm, self._active)
+        head = causal_lm.get_output_embeddings()
+        self.head_weight: Tensor = head.weight
+        self.linear_shapes[HEAD_NAME] = (self.head_weight.shape[1], self.head_weight.shape[0])
+
+    def pad_rows(self, num_rows: int) -> int:
+        """The next row count that keeps rows independent of each other."""
+        return -(-num_rows // ROW_MULTIPLE) * ROW_MULTIPLE
+
+    def hidden(self, batch: Batch) -> Float[Tensor, "T D"]:
+        """Hidden states after the final norm, one row per packed token; with autograd unless disabled."""
+        self._active.adapters, self._active.segments = batch.adapters, batch.segments
+        try:
+            output = self._body(
+                input_ids=batch.token_ids_T[None],
+                position_ids=batch.position_ids_T[None],
+                use_cache=False,
+                openrl_batch=batch,
+            )
+        finally:
+            self._active.adapters, self._active.segments = None, ()
+        return output.last_hidden_state[0]
+
+    def logits(
+        self,
+        hidden_MD: Float[Tensor, "M D"],
+        adapters: Adapters | None = None,
+        segments: tuple[Segment, ...] = (),
+    ) -> Float[Tensor, "M V"]:
+        """fp32 logits of chosen rows; `segments` cover these rows. M must be a multiple of ROW_MULTIPLE on CPU."""
+        logits_MV = nn.functional.linear(hidden_MD, self.head_weight)
+        if adapters is not None:
+            logits_MV = adapters.apply(HEAD_NAME, hidden_MD, logits_MV, segments)
+        return logits_MV.float()
+
+
+def load_base_model(source: ModelSource) -> BaseModel:
+    """Load a Hugging Face directory; raises InvalidRequest where it cannot be served."""
+    AttentionInterface.register(ATTENTION_NAME, _attention)
+    config = AutoConfig.from_pretrained(source.path)
+    _refuse_unsupported(source.name, config.get_text_config())
+    causal_lm: Any = AutoModelForCausalLM.from_pretrained(
+        source.path, config=config, dtype=source.dtype, attn_implementation=ATTENTION_NAME
+    )
+    causal_lm.to(source.device).eval().requires_grad_(requires_grad=False)
+    return BaseModel(source, causal_lm, AutoTokenizer.from_pretrained(source.path))
+
+
+def _refuse_unsupported(name: str, config: Any) -> None:
+    for field in ("final_logit_softcapping", "attn_logit_softcapping"):
+        if getattr(config, field, None):
+            raise InvalidRequest(f"model {name!r} sets {field} = {getattr(config, field)}, which is not supported")
+    if getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None):
+        raise InvalidRequest(f"model {name!r} is a mixture of experts, which is not supported")
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    openrl_batch: Batch,
+    sliding_window: int | None = None,
+    **unused: object,
+) -> tuple[Tensor, None]:
+    """The attention function that transformers calls: [1, N, T, H] in, [1, T, N, H] out."""
+    del attention_mask, unused
+    layer = int(getattr(module, "layer_idx"))  # noqa: B009
+    q_TNH, k_TKH, v_TKH = (x[0].transpose(0, 1) for x in (query, key, value))
+    out_TNH = openrl_batch.attention.attend(layer, q_TNH, k_TKH, v_TKH, scaling, sliding_window)
+    return out_TNH[None], None
+
+
+def _replace_linears(causal_lm: Any, active: ActiveBatch) -> dict[str, tuple[int, int]]:
+    """Swap every projection for a LoraLinear over the same weight; returns their shapes."""
+    shapes: dict[str, tuple[int, int]] = {}
+    for name, module in list(causal_lm.named_modules()):
+        parent_name, _, projection = name.rpartition(".")
+        if projection in (*ATTENTION_PROJECTIONS, *MLP_PROJECTIONS) and isinstance(module, nn.Linear):
+            setattr(causal_lm.get_submodule(parent_name), projection, LoraLinear(module, name, active))
+            shapes[name] = (module.in_features, module.out_features)
+    if not shapes:
+        raise InvalidRequest(f"{type(causal_lm).__name__} has none of the projections that adapters train")
+    return shapes
+
+
+def _layer_windows(config: Any) -> list[int | None]:
+    """Sliding window of each layer; None: full attention."""
+    types = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+    window = getattr(config, "sliding_window", None)
+    return [int(window) if kind == "sliding_attention" and window else None for kind in types]
+
+
+def _eos_token_ids(causal_lm: Any, config: Any) -> frozenset[int]:
+    """Tokens that end a generation by default: the generation config's, else the model config's."""
+    for source in (causal_lm.generation_config, config):
+        ids = getattr(source, "eos_token_id", None)
+        if ids is not None:
+            return frozenset([ids] if isinstance(ids, int) else ids)
+    return frozenset()

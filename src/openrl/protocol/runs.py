@@ -1,0 +1,44 @@
+"""What a training run and a sampler are, and the kinds of requests they take."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+TrainingKind = Literal[
+    "create_model",
+    "load_weights",
+    "forward_backward",
+    "forward",
+    "optim_step",
+    "save_weights",
+    "save_weights_for_sampler",
+    "unload_model",
+]
+RequestKind = TrainingKind | Literal["sample"]
+STATE_CHANGING_KINDS: frozenset[TrainingKind] = frozenset(
+    ("create_model", "load_weights", "forward_backward", "optim_step")
+)
+"""What a replay after a restart must run again; the other kinds leave no trace in the run."""
+CheckpointKind = Literal["weights", "sampler_weights", "external_weights"]
+
+
+@dataclass(frozen=True, slots=True)
+class RunSpec:
+    """What a training run is; enough to create it from nothing."""
+
+    run_id: str
+    tenant_id: str
+    base_model: str
+    rank: int
+    seed: int
+    train_attn: bool
+    train_mlp: bool
+    train_unembed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SamplerSpec:
+    """Weights to sample from: a base model, and the adapter stored under a blob key, if any."""
+
+    sampler_id: str
+    base_model: str
+    adapter_key: str | None  # object key of a PEFT directory; None samples the base model

@@ -1,0 +1,1 @@
+"""Automated parallel experiments over the public SDK."""

@@ -1,0 +1,1 @@
+"""Messages between scheduler and workers, and their transport."""

@@ -1,0 +1,164 @@
+"""The messages between scheduler and workers.
+
+Commands go to a worker and are started in the order sent. Reports come back. Payloads and results
+never travel here: a message carries references into the blob store.
+"""
+
+from dataclasses import dataclass
+
+from openrl.errors import ErrorCategory
+from openrl.protocol.runs import CheckpointKind, RequestKind, RunSpec, SamplerSpec, TrainingKind
+
+
+@dataclass(frozen=True, slots=True)
+class WorkItem:
+    """One request to run. `is_replay` rebuilds state: no result is stored, none reported."""
+
+    request_id: str
+    tenant_id: str
+    kind: RequestKind
+    payload_ref: str
+    run_id: str = ""  # training requests
+    seq_id: int = 0
+    sampler: SamplerSpec | None = None  # sample requests
+    is_replay: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRun:
+    """Have the run in memory: from its snapshot, or from its seed where there is none."""
+
+    run: RunSpec
+    snapshot_key: str | None
+    snapshot_seq_id: int  # requests up to here are in the snapshot; -1 where there is none
+
+
+@dataclass(frozen=True, slots=True)
+class CloseRun:
+    """Forget the run and free its memory."""
+
+    run_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotRun:
+    """Persist the run as it is after the requests sent before this command."""
+
+    run_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Execute:
+    """Run training requests of one kind together; items of one run are in `seq_id` order."""
+
+    work_id: int
+    kind: TrainingKind
+    items: tuple[WorkItem, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Add a request to the running batch."""
+
+    item: WorkItem
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Drop a sample request that nobody waits for; no report follows if it was still there."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Shutdown:
+    """Finish what is in hand, report it, exit."""
+
+
+Command = OpenRun | CloseRun | SnapshotRun | Execute | Sample | Cancel | Shutdown
+
+
+@dataclass(frozen=True, slots=True)
+class SavedCheckpoint:
+    """Files that are complete and durable under `key`."""
+
+    run_id: str
+    kind: CheckpointKind
+    name: str  # "" for an unnamed sampler save
+    key: str
+    size_bytes: int
+    expires_at: float | None = None
+    user_metadata: dict[str, str] | None = None
+    sampler_id: str = ""  # of an unnamed sampler save: the sampling session that comes into being
+    sampling_session_seq_id: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one request ended. Exactly one of `result_ref` and `error` is set (replays: neither)."""
+
+    request_id: str
+    result_ref: str = ""
+    error: str = ""
+    category: ErrorCategory = "unknown"
+    checkpoint: SavedCheckpoint | None = None
+    num_tokens: int = 0
+    busy_s: float = 0.0  # device seconds, shared out by tokens where requests were packed
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerReady:
+    """First report of a worker: it serves these models from now on."""
+
+    worker_id: str
+    base_models: tuple[str, ...]
+    max_pass_tokens: int  # training tokens per Execute that fill the device
+    max_sequences: int  # sequences decoded at once
+
+
+@dataclass(frozen=True, slots=True)
+class ExecuteDone:
+    """An Execute ended; one outcome per item, in order."""
+
+    work_id: int
+    outcomes: tuple[Outcome, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SampleDone:
+    """Sample requests that ended since the last report."""
+
+    outcomes: tuple[Outcome, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RunSnapshotted:
+    """A run's state after request `seq_id` is durable under `key`."""
+
+    run_id: str
+    seq_id: int
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunLost:
+    """The worker could not open or snapshot the run; its requests fail with this error."""
+
+    run_id: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStats:
+    """Heartbeat, about once a second."""
+
+    busy_train_s: float
+    busy_sample_s: float
+    num_running_sequences: int
+    num_waiting_sequences: int
+    kv_blocks_used: int
+    kv_blocks_total: int
+    resident_runs: int
+
+
+Report = WorkerReady | ExecuteDone | SampleDone | RunSnapshotted | RunLost | WorkerStats

@@ -1,0 +1,87 @@
+"""The sampling engine as the worker sees it. No torch here: a fake engine needs none.
+
+An engine is used from one thread: `add` at any time, `step` while there is work.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from openrl.errors import RequestFailed
+from openrl.protocol.datum import Int32Array, Int64Array, SparseCsr
+from openrl.protocol.results import SampleResult
+from openrl.protocol.runs import SamplerSpec
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingOptions:
+    """How to choose tokens and when to end (tinker-api §4.5)."""
+
+    max_tokens: int | None = None  # None: what the context still holds
+    temperature: float = 1.0  # 0: greedy
+    top_k: int = -1  # -1: all
+    top_p: float = 1.0
+    seed: int | None = None  # None: the engine draws one
+    stop_strings: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    stops_at_eos: bool = True  # only when the request names no stop at all
+
+
+@dataclass(frozen=True, slots=True)
+class SampleJob:
+    """One sample request: a prompt, continued `num_samples` times."""
+
+    request_id: str
+    sampler: SamplerSpec
+    prompt: Int32Array
+    num_samples: int
+    options: SamplingOptions
+    wants_prompt_logprobs: bool = False
+    prompt_logprobs_last_n: int | None = None
+    topk_prompt_logprobs: int = 0
+    topk_sample_logprobs: int = 0
+    prompt_alt_tokens_k: int = 0
+    target_prompt_tokens: Int64Array | SparseCsr | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedSample:
+    """A job that ended, with its result or why it failed."""
+
+    request_id: str
+    result: SampleResult | RequestFailed
+    num_tokens: int  # prompt tokens computed + tokens generated
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingStats:
+    """What the engine holds at the moment."""
+
+    num_running: int
+    num_waiting: int
+    kv_blocks_used: int
+    kv_blocks_total: int
+
+
+class SamplingEngine(Protocol):
+    """Continues many sequences under many snapshots over one copy of a base model."""
+
+    def add(self, job: SampleJob) -> None:
+        """Queue a job; it joins the running batch at a later step."""
+        ...
+
+    def cancel(self, request_id: str) -> None:
+        """Drop a job and free its blocks; unknown ones are fine."""
+        ...
+
+    def has_work(self) -> bool:
+        """Whether `step` would compute anything."""
+        ...
+
+    def step(self) -> Sequence[FinishedSample]:
+        """One batch of prefill and decode; returns the jobs that it ended."""
+        ...
+
+    def stats(self) -> SamplingStats:
+        """Occupancy, for the heartbeat."""
+        ...

@@ -1,0 +1,1 @@
+"""Decides who runs what where."""

@@ -1,0 +1,328 @@
+"""The contract of the store: rows that survive a restart.
+
+Rules for every implementation
+- A method returns after its effect is durable (committed, payload bytes on disk). Concurrent calls
+  share commits; each call still succeeds or fails alone.
+- Rows that belong to a tenant are looked up with that tenant's id; a row of another tenant raises
+  `NotFound` exactly as a missing one does.
+- Creations with a retry identity (sessions: idempotency key; runs: session + model_seq_id; samplers:
+  session + sampling_session_seq_id; requests: `RequestRow.dedupe_key`) return the first row when
+  repeated, and change nothing.
+- Times are seconds since the epoch (float, UTC).
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, Protocol, TypeVar
+
+from openrl.errors import ErrorCategory
+from openrl.protocol.runs import CheckpointKind, RequestKind, RunSpec
+
+RequestState = Literal["queued", "done", "failed", "cancelled"]
+SessionState = Literal["active", "finished", "expired"]
+Json = dict[str, Any]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class TenantRow:
+    """Who owns data and quota."""
+
+    tenant_id: str
+    name: str
+    created_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKeyRow:
+    """A credential; only the SHA-256 of the key is kept."""
+
+    key_hash: str
+    tenant_id: str
+    label: str
+    created_at: float
+    revoked_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRow:
+    """One client process as the SDK announces it."""
+
+    session_id: str
+    tenant_id: str
+    created_at: float
+    last_heartbeat_at: float
+    sdk_version: str = ""
+    tags: tuple[str, ...] = ()
+    user_metadata: Json | None = None
+    display_name: str | None = None
+    project_id: str | None = None
+    state: SessionState = "active"
+    end_reason: str | None = None
+    idempotency_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunRow:
+    """One training run. `snapshot_seq_id` is -1 until the first snapshot."""
+
+    spec: RunSpec
+    session_id: str
+    model_seq_id: int
+    created_at: float
+    last_request_at: float
+    optimizer_config: Json
+    user_metadata: Json | None = None
+    snapshot_key: str | None = None
+    snapshot_seq_id: int = -1
+    is_closed: bool = False  # unloaded or expired: takes no more requests
+
+
+@dataclass(frozen=True, slots=True)
+class SamplerRow:
+    """One sampling session: immutable weights under a name."""
+
+    sampler_id: str
+    tenant_id: str
+    session_id: str
+    base_model: str
+    created_at: float
+    sampling_session_seq_id: int
+    model_path: str | None = None
+    adapter_key: str | None = None
+    is_ephemeral: bool = False  # from an unnamed save: its adapter files go when its session goes
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointRow:
+    """Saved weights: key (run_id, kind, name)."""
+
+    run_id: str
+    kind: CheckpointKind
+    name: str
+    tenant_id: str
+    key: str  # object key of the directory of files
+    size_bytes: int
+    created_at: float
+    expires_at: float | None = None
+    is_public: bool = False
+    user_metadata: Json | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRow:
+    """One queued unit of work. Payload and result live in blobs; rows carry references.
+
+    `dedupe_key`: "run:<run_id>:<seq_id>" or "sampler:<sampler_id>:<seq_id>".
+    """
+
+    request_id: str
+    tenant_id: str
+    session_id: str
+    kind: RequestKind
+    dedupe_key: str
+    seq_id: int
+    created_at: float
+    run_id: str = ""
+    sampler_id: str = ""
+    base_model: str = ""
+    num_tokens: int = 0  # work as admission estimates it: datum tokens, or prompt + samples * max_tokens
+    num_sequences: int = 0  # samples of a sample request
+    position: int = 0  # order of commit, given by the store
+    payload_ref: str = ""  # given by the store
+    state: RequestState = "queued"
+    result_ref: str = ""
+    error: str = ""
+    category: ErrorCategory = "unknown"
+    finished_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedRequest:
+    """How a request ended and what came into being with it, committed together."""
+
+    request_id: str
+    state: Literal["done", "failed", "cancelled"]
+    finished_at: float
+    result_ref: str = ""
+    error: str = ""
+    category: ErrorCategory = "unknown"
+    checkpoint: CheckpointRow | None = None  # replaces one of the same key
+    sampler: SamplerRow | None = None
+    num_tokens: int = 0
+    busy_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    """A slice of a listing, newest first, and how many there are in all."""
+
+    items: tuple[T, ...]
+    total_count: int
+
+
+class Store(Protocol):
+    """See the module docstring for what holds for every method."""
+
+    async def close(self) -> None: ...
+
+    # -- tenants and keys
+    async def create_tenant(self, tenant: TenantRow) -> TenantRow: ...
+    async def list_tenants(self) -> tuple[TenantRow, ...]: ...
+    async def add_api_key(self, key: ApiKeyRow) -> None: ...
+    async def list_api_keys(self, tenant_id: str | None = None) -> tuple[ApiKeyRow, ...]: ...
+    async def revoke_api_key(self, key_hash: str, now: float) -> None: ...
+    async def tenant_of_key(self, key_hash: str) -> str:
+        """The tenant of a key that is not revoked; raises Unauthorized. Fast: called by every HTTP request."""
+        ...
+
+    # -- sessions
+    async def create_session(self, session: SessionRow) -> SessionRow: ...
+    async def get_session(self, tenant_id: str, session_id: str) -> SessionRow: ...
+    async def list_sessions(self, tenant_id: str, limit: int, offset: int) -> Page[SessionRow]: ...
+    async def heartbeat(self, tenant_id: str, session_id: str, now: float) -> None:
+        """Raises SessionEnded when the session is not active."""
+        ...
+
+    async def end_session(self, tenant_id: str, session_id: str, state: SessionState, reason: str) -> None:
+        """The first end wins; a later one is accepted and changes nothing."""
+        ...
+
+    async def sessions_silent_since(self, before: float) -> tuple[SessionRow, ...]:
+        """Active sessions of all tenants whose last heartbeat is older than `before`."""
+        ...
+
+    # -- runs
+    async def create_run(self, run: RunRow, request: RequestRow, payload: bytes) -> tuple[RunRow, RequestRow]:
+        """Insert a run and its request 0 (create_model or load_weights) together; deduped together."""
+        ...
+
+    async def get_run(self, tenant_id: str, run_id: str) -> RunRow: ...
+    async def list_runs(self, tenant_id: str, limit: int, offset: int) -> Page[RunRow]: ...
+    async def runs_of_session(self, tenant_id: str, session_id: str) -> tuple[RunRow, ...]: ...
+    async def live_runs(self) -> tuple[RunRow, ...]:
+        """Runs of all tenants that are not closed."""
+        ...
+
+    async def close_run(self, run_id: str) -> None: ...
+    async def record_snapshot(self, run_id: str, seq_id: int, key: str) -> None:
+        """Point the run at a newer snapshot; requests it covers no longer need their payloads."""
+        ...
+
+    # -- samplers
+    async def create_sampler(self, sampler: SamplerRow) -> SamplerRow: ...
+    async def get_sampler(self, tenant_id: str, sampler_id: str) -> SamplerRow: ...
+    async def samplers_of_session(self, tenant_id: str, session_id: str) -> tuple[SamplerRow, ...]: ...
+
+    # -- requests
+    async def enqueue(self, request: RequestRow, payload: bytes) -> RequestRow:
+        """Store payload and row; returns the row as stored (the first one if repeated).
+
+        Raises SessionEnded when the run is closed. A request that arrives already `failed` (refused,
+        but its number must not block the run) is stored as such with its error.
+        """
+        ...
+
+    async def get_request(self, tenant_id: str, request_id: str) -> RequestRow: ...
+    async def wait_finished(self, tenant_id: str, request_id: str, timeout_s: float) -> RequestRow | None:
+        """The row once it is not queued, or None after `timeout_s`. Woken by `finish`, never polls."""
+        ...
+
+    def new_requests(self) -> AsyncIterator[Sequence[RequestRow]]:
+        """First all unfinished requests (in order of position), then each group as it commits."""
+        ...
+
+    async def finish(self, finished: Sequence[FinishedRequest]) -> None:
+        """Record how requests ended; a request that is already finished stays as it was."""
+        ...
+
+    async def run_log(self, run_id: str, after_seq_id: int) -> tuple[RequestRow, ...]:
+        """Requests of a run that finished `done` with a larger seq_id, in order: what a replay runs.
+
+        Kinds that change no state (forward, saves) are left out.
+        """
+        ...
+
+    async def run_progress(self, run_id: str) -> tuple[RunRow, int, frozenset[int]]:
+        """The run (of any tenant), the smallest seq_id that has not finished, and larger ones that have."""
+        ...
+
+    async def prune(self, finished_before: float) -> int:
+        """Free payloads and results that nobody can ask for any more; returns freed bytes.
+
+        A result goes when its request finished before the bound; a payload goes when its request is
+        finished and, for training requests, covered by its run's snapshot (or the run is closed).
+        """
+        ...
+
+    # -- checkpoints
+    async def get_checkpoint(self, tenant_id: str, run_id: str, kind: CheckpointKind, name: str) -> CheckpointRow:
+        """The tenant's own, or anybody's that is public; expired ones are not found."""
+        ...
+
+    async def list_checkpoints(
+        self, tenant_id: str, limit: int, offset: int, run_id: str | None = None
+    ) -> Page[CheckpointRow]: ...
+    async def delete_checkpoint(self, tenant_id: str, run_id: str, kind: CheckpointKind, name: str) -> CheckpointRow:
+        """Remove the row and return it; the caller then deletes the files under its key."""
+        ...
+
+    async def update_checkpoint(
+        self,
+        tenant_id: str,
+        run_id: str,
+        kind: CheckpointKind,
+        name: str,
+        *,
+        is_public: bool | None = None,
+        expires_at: float | Literal["never"] | None = None,
+    ) -> CheckpointRow:
+        """Change what is not None; "never" removes the expiry."""
+        ...
+
+
+class Blobs(Protocol):
+    """Bytes that are too large for rows. Thread-safe and synchronous: call from a thread.
+
+    Two kinds: *payloads*, small and many, appended in groups to pack files and addressed by an
+    opaque ref; *objects*, directories of files under a key ("checkpoints/<id>"), written whole or
+    not at all.
+    """
+
+    def put_payloads(self, payloads: Sequence[bytes]) -> list[str]:
+        """Append all with one flush to disk; returns their refs."""
+        ...
+
+    def get_payload(self, ref: str) -> bytes:
+        """Raises NotFound when it was pruned."""
+        ...
+
+    def sweep_packs(self, is_live: "PackInUse") -> int:
+        """Delete every closed pack for which `is_live(pack_name)` is false; returns freed bytes."""
+        ...
+
+    def put_object(self, key: str, files: dict[str, bytes]) -> int:
+        """Write a directory of files atomically and durably; returns its size. Replaces an old one."""
+        ...
+
+    def get_object(self, key: str) -> dict[str, bytes]:
+        """All files of a directory by relative name; raises NotFound."""
+        ...
+
+    def list_object(self, key: str) -> dict[str, int]:
+        """Relative names and sizes; raises NotFound."""
+        ...
+
+    def open_path(self, key: str, name: str) -> str:
+        """A local path of one file, for libraries that map files into memory; raises NotFound."""
+        ...
+
+    def delete_object(self, key: str) -> int:
+        """Remove a directory of files; returns freed bytes, 0 if it was not there."""
+        ...
+
+
+class PackInUse(Protocol):
+    """Tells whether any row still refers to a pack."""
+
+    def __call__(self, pack: str) -> bool: ...

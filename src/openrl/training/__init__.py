@@ -1,0 +1,1 @@
+"""Packs datums of many runs into one pass: losses, gradients, optimizer."""

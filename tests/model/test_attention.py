@@ -1,0 +1,92 @@
+"""The invariant attention kernel against dense attention, forward and backward."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from openrl.model.attention import (
+    KEY_BLOCK,
+    PackedAttention,
+    blocked_attention,
+    group_positions,
+    group_rows,
+    pad_keys,
+    ungroup_rows,
+)
+from openrl.model.batch import Segment
+
+
+def dense(q_LNH: Tensor, k_CKH: Tensor, v_CKH: Tensor, first: int, scale: float, window: int | None) -> Tensor:
+    """The slow twin: full scores, one softmax."""
+    per_group = q_LNH.shape[1] // k_CKH.shape[1]
+    k_CNH, v_CNH = (x.repeat_interleave(per_group, 1).double() for x in (k_CKH, v_CKH))
+    s_NLC = torch.einsum("lnh,cnh->nlc", q_LNH.double(), k_CNH) * scale
+    rows = torch.arange(first, first + q_LNH.shape[0])[:, None]
+    keys = torch.arange(k_CKH.shape[0])[None]
+    hidden = keys > rows
+    if window is not None:
+        hidden |= keys <= rows - window
+    p = s_NLC.masked_fill(hidden, float("-inf")).softmax(-1)
+    return torch.einsum("nlc,cnh->lnh", p, v_CNH)
+
+
+def ours(q_LNH: Tensor, k_CKH: Tensor, v_CKH: Tensor, first: int, scale: float, window: int | None) -> Tensor:
+    num_kv_heads = k_CKH.shape[1]
+    positions = group_positions(first, q_LNH.shape[0], q_LNH.shape[1] // num_kv_heads, q_LNH.device)
+    out, _ = blocked_attention(
+        group_rows(q_LNH, num_kv_heads),
+        pad_keys(k_CKH),
+        pad_keys(v_CKH),
+        positions.expand(num_kv_heads, -1),
+        scale,
+        window,
+    )
+    return ungroup_rows(out, q_LNH.shape[0], q_LNH.shape[1])
+
+
+@pytest.mark.parametrize("window", [None, 1, 20, 200])
+@pytest.mark.parametrize("length", [1, 7, 127, 128, 129, 400])
+def test_blocked_attention_equals_dense(length: int, window: int | None):
+    torch.manual_seed(length)
+    q, k, v = torch.randn(length, 6, 16), torch.randn(length, 2, 16), torch.randn(length, 2, 16)
+    expected = dense(q, k, v, 0, 0.3, window)
+    assert (ours(q, k, v, 0, 0.3, window) - expected).abs().max() < 2e-6
+
+
+@pytest.mark.parametrize("window", [None, 60, 300])
+def test_a_row_has_the_same_bits_in_any_chunk_of_its_sequence(window: int | None):
+    torch.manual_seed(0)
+    q, k, v = torch.randn(500, 4, 32), torch.randn(500, 2, 32), torch.randn(500, 2, 32)
+    whole = ours(q, k, v, 0, 0.2, window)
+    for first, last in ((0, 1), (0, 130), (127, 128), (128, 300), (255, 257), (499, 500), (3, 500)):
+        chunk = ours(q[first:last], k[:last], v[:last], first, 0.2, window)
+        assert torch.equal(chunk, whole[first:last]), (first, last)
+
+
+def test_longer_neighbours_in_a_group_batch_change_no_bits():
+    torch.manual_seed(1)
+    q, k, v = torch.randn(2, 8, 16), torch.randn(2, 4 * KEY_BLOCK, 16), torch.randn(2, 4 * KEY_BLOCK, 16)
+    positions = torch.tensor([[5] * 8, [4 * KEY_BLOCK - 1] * 8])
+    both, _ = blocked_attention(q, k, v, positions, 0.25, None)
+    alone, _ = blocked_attention(q[:1], k[:1, :KEY_BLOCK], v[:1, :KEY_BLOCK], positions[:1], 0.25, None)
+    assert torch.equal(both[0], alone[0])
+
+
+@pytest.mark.parametrize("window", [None, 20])
+def test_packed_attention_gradients_equal_dense_autograd(window: int | None):
+    torch.manual_seed(2)
+    segments = (Segment(0, 5), Segment(5, 150), Segment(155, 33))
+    q, k, v = (torch.randn(192, heads, 16, requires_grad=True) for heads in (4, 2, 2))
+    weights = torch.randn(192, 4, 16)
+    out = PackedAttention(segments).attend(0, q, k, v, 0.25, window)
+    assert not out[188:].any()
+    (out * weights).sum().backward()
+    got = [x.grad.clone() for x in (q, k, v) if x.grad is not None]
+    for x in (q, k, v):
+        x.grad = None
+    for segment in segments:
+        rows = slice(segment.start, segment.start + segment.length)
+        (dense(q[rows], k[rows], v[rows], 0, 0.25, window) * weights[rows]).sum().backward()
+    for mine, leaf in zip(got, (q, k, v), strict=True):
+        assert leaf.grad is not None
+        assert (mine - leaf.grad).abs().max() < 5e-6
