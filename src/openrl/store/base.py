@@ -229,7 +229,9 @@ class Store(Protocol):
         ...
 
     def new_requests(self) -> AsyncIterator[Sequence[RequestRow]]:
-        """First all unfinished requests (in order of position), then each group as it commits."""
+        """First all unfinished requests (in order of position; an empty group if there are none), then
+        each group as it commits, with the requests that arrived already failed.
+        """
         ...
 
     async def finish(self, finished: Sequence[FinishedRequest]) -> None:
@@ -267,6 +269,10 @@ class Store(Protocol):
         """Remove the row and return it; the caller then deletes the files under its key."""
         ...
 
+    async def expired_checkpoints(self, now: float) -> tuple[CheckpointRow, ...]:
+        """Checkpoints of all tenants whose `expires_at` has passed; the caller deletes row and files."""
+        ...
+
     async def update_checkpoint(
         self,
         tenant_id: str,
@@ -298,7 +304,10 @@ class Blobs(Protocol):
         ...
 
     def sweep_packs(self, is_live: "PackInUse") -> int:
-        """Delete every closed pack for which `is_live(pack_name)` is false; returns freed bytes."""
+        """Delete every closed pack for which `is_live(pack_name)` is false; returns freed bytes.
+
+        A pack that was just written is kept: the row that refers to it may not be committed yet.
+        """
         ...
 
     def put_object(self, key: str, files: dict[str, bytes]) -> int:

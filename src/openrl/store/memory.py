@@ -1,0 +1,364 @@
+"""The store in plain dicts: the slow, obvious twin of `SqlStore`, for tests."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Literal, TypeVar
+
+from openrl.errors import InvalidRequest, NotFound, SessionEnded, Unauthorized, Unavailable
+from openrl.protocol.runs import STATE_CHANGING_KINDS, CheckpointKind
+from openrl.store.base import (
+    ApiKeyRow,
+    Blobs,
+    CheckpointRow,
+    FinishedRequest,
+    Page,
+    RequestRow,
+    RunRow,
+    SamplerRow,
+    SessionRow,
+    SessionState,
+    TenantRow,
+)
+from openrl.store.memory_blobs import MemoryBlobs
+
+T = TypeVar("T")
+CheckpointId = tuple[str, CheckpointKind, str]
+
+
+class MemoryStore:
+    """`Store` in memory: the same answers as `SqlStore`, nothing survives a restart."""
+
+    def __init__(self, blobs: Blobs | None = None, clock: Callable[[], float] = time.time) -> None:
+        self._blobs: Blobs = MemoryBlobs() if blobs is None else blobs
+        self._clock = clock
+        self._tenants: dict[str, TenantRow] = {}
+        self._keys: dict[str, ApiKeyRow] = {}
+        self._sessions: dict[str, SessionRow] = {}
+        self._runs: dict[str, RunRow] = {}
+        self._samplers: dict[str, SamplerRow] = {}
+        self._requests: dict[str, RequestRow] = {}  # in order of position
+        self._checkpoints: dict[CheckpointId, CheckpointRow] = {}
+        self._listeners: list[asyncio.Queue[Sequence[RequestRow] | None]] = []
+        self._changed = asyncio.Condition()
+        self._is_closed = False
+
+    async def close(self) -> None:
+        self._is_closed = True
+        for listener in self._listeners:
+            listener.put_nowait(None)
+        await self._notify()
+
+    # -- tenants and keys
+    async def create_tenant(self, tenant: TenantRow) -> TenantRow:
+        return self._tenants.setdefault(tenant.tenant_id, tenant)
+
+    async def list_tenants(self) -> tuple[TenantRow, ...]:
+        return tuple(sorted(self._tenants.values(), key=lambda row: (row.created_at, row.tenant_id)))
+
+    async def add_api_key(self, key: ApiKeyRow) -> None:
+        if self._keys.setdefault(key.key_hash, key).tenant_id != key.tenant_id:
+            raise InvalidRequest("this API key belongs to another tenant")
+
+    async def list_api_keys(self, tenant_id: str | None = None) -> tuple[ApiKeyRow, ...]:
+        wanted = [row for row in self._keys.values() if tenant_id in (None, row.tenant_id)]
+        return tuple(sorted(wanted, key=lambda row: (row.created_at, row.key_hash)))
+
+    async def revoke_api_key(self, key_hash: str, now: float) -> None:
+        key = _found(self._keys.get(key_hash), "this API key")
+        if key.revoked_at is None:
+            self._keys[key_hash] = replace(key, revoked_at=now)
+
+    async def tenant_of_key(self, key_hash: str) -> str:
+        key = self._keys.get(key_hash)
+        if key is None or key.revoked_at is not None:
+            raise Unauthorized("the API key is not valid")
+        return key.tenant_id
+
+    # -- sessions
+    async def create_session(self, session: SessionRow) -> SessionRow:
+        for row in self._sessions.values():
+            if session.idempotency_key is not None and _retry_of_session(row) == _retry_of_session(session):
+                return row
+        return _insert(self._sessions, session.session_id, session)
+
+    async def get_session(self, tenant_id: str, session_id: str) -> SessionRow:
+        return _owned(self._sessions.get(session_id), tenant_id, f"session {session_id!r}")
+
+    async def list_sessions(self, tenant_id: str, limit: int, offset: int) -> Page[SessionRow]:
+        owned = [row for row in self._sessions.values() if row.tenant_id == tenant_id]
+        owned.sort(key=lambda row: (row.created_at, row.session_id), reverse=True)
+        return Page(tuple(owned[offset : offset + limit]), len(owned))
+
+    async def heartbeat(self, tenant_id: str, session_id: str, now: float) -> None:
+        session = await self.get_session(tenant_id, session_id)
+        if session.state != "active":
+            raise SessionEnded(f"session {session_id!r} is {session.state}: {session.end_reason}")
+        self._sessions[session_id] = replace(session, last_heartbeat_at=now)
+
+    async def end_session(self, tenant_id: str, session_id: str, state: SessionState, reason: str) -> None:
+        session = await self.get_session(tenant_id, session_id)
+        if session.state == "active":
+            self._sessions[session_id] = replace(session, state=state, end_reason=reason)
+
+    async def sessions_silent_since(self, before: float) -> tuple[SessionRow, ...]:
+        active = [row for row in self._sessions.values() if row.state == "active" and row.last_heartbeat_at < before]
+        return tuple(sorted(active, key=lambda row: (row.last_heartbeat_at, row.session_id)))
+
+    # -- runs
+    async def create_run(self, run: RunRow, request: RequestRow, payload: bytes) -> tuple[RunRow, RequestRow]:
+        for row in self._runs.values():
+            if _retry_of_run(row) == _retry_of_run(run):
+                return row, next(r for r in self._requests.values() if r.run_id == row.spec.run_id)
+        if run.spec.run_id in self._runs:
+            raise InvalidRequest(f"an id is taken: {run.spec.run_id!r}")
+        self._check_new(request)
+        self._runs[run.spec.run_id] = run
+        stored = await self._insert_request(request, payload)
+        return self._runs[run.spec.run_id], stored
+
+    async def get_run(self, tenant_id: str, run_id: str) -> RunRow:
+        run = self._runs.get(run_id)
+        if run is None or run.spec.tenant_id != tenant_id:
+            raise NotFound(f"training run {run_id!r} does not exist")
+        return run
+
+    async def list_runs(self, tenant_id: str, limit: int, offset: int) -> Page[RunRow]:
+        owned = [row for row in self._runs.values() if row.spec.tenant_id == tenant_id]
+        owned.sort(key=lambda row: (row.created_at, row.spec.run_id), reverse=True)
+        return Page(tuple(owned[offset : offset + limit]), len(owned))
+
+    async def runs_of_session(self, tenant_id: str, session_id: str) -> tuple[RunRow, ...]:
+        of_session = [r for r in self._runs.values() if (r.spec.tenant_id, r.session_id) == (tenant_id, session_id)]
+        return tuple(sorted(of_session, key=lambda row: row.model_seq_id))
+
+    async def live_runs(self) -> tuple[RunRow, ...]:
+        live = [row for row in self._runs.values() if not row.is_closed]
+        return tuple(sorted(live, key=lambda row: (row.created_at, row.spec.run_id)))
+
+    async def close_run(self, run_id: str) -> None:
+        run = _found(self._runs.get(run_id), f"training run {run_id!r}")
+        self._runs[run_id] = replace(run, is_closed=True)
+
+    async def record_snapshot(self, run_id: str, seq_id: int, key: str) -> None:
+        run = _found(self._runs.get(run_id), f"training run {run_id!r}")
+        if seq_id > run.snapshot_seq_id:
+            self._runs[run_id] = replace(run, snapshot_seq_id=seq_id, snapshot_key=key)
+
+    # -- samplers
+    async def create_sampler(self, sampler: SamplerRow) -> SamplerRow:
+        for row in self._samplers.values():
+            if _retry_of_sampler(row) == _retry_of_sampler(sampler):
+                return row
+        return _insert(self._samplers, sampler.sampler_id, sampler)
+
+    async def get_sampler(self, tenant_id: str, sampler_id: str) -> SamplerRow:
+        return _owned(self._samplers.get(sampler_id), tenant_id, f"sampling session {sampler_id!r}")
+
+    async def samplers_of_session(self, tenant_id: str, session_id: str) -> tuple[SamplerRow, ...]:
+        of_session = [r for r in self._samplers.values() if (r.tenant_id, r.session_id) == (tenant_id, session_id)]
+        return tuple(sorted(of_session, key=lambda row: row.sampling_session_seq_id))
+
+    # -- requests
+    async def enqueue(self, request: RequestRow, payload: bytes) -> RequestRow:
+        for row in self._requests.values():
+            if (row.tenant_id, row.dedupe_key) == (request.tenant_id, request.dedupe_key):
+                return row
+        run = self._runs.get(request.run_id)
+        if run is not None and run.spec.tenant_id != request.tenant_id:
+            raise NotFound(f"training run {request.run_id!r} does not exist")
+        if run is not None and run.is_closed:
+            raise SessionEnded(f"training run {request.run_id!r} is closed and takes no more requests")
+        self._check_new(request)
+        return await self._insert_request(request, payload)
+
+    async def get_request(self, tenant_id: str, request_id: str) -> RequestRow:
+        return _owned(self._requests.get(request_id), tenant_id, f"request {request_id!r}")
+
+    async def wait_finished(self, tenant_id: str, request_id: str, timeout_s: float) -> RequestRow | None:
+        def is_over() -> bool:
+            return self._is_closed or self._requests[request_id].state != "queued"
+
+        await self.get_request(tenant_id, request_id)
+        try:
+            async with asyncio.timeout(timeout_s), self._changed:
+                await self._changed.wait_for(is_over)
+        except TimeoutError:
+            return None
+        row = self._requests[request_id]
+        if row.state == "queued":
+            raise Unavailable("the store is closing")
+        return row
+
+    async def new_requests(self) -> AsyncIterator[Sequence[RequestRow]]:
+        groups: asyncio.Queue[Sequence[RequestRow] | None] = asyncio.Queue()
+        self._listeners.append(groups)
+        try:
+            yield tuple(row for row in self._requests.values() if row.state == "queued")
+            while (group := await groups.get()) is not None:
+                yield group
+        finally:
+            self._listeners.remove(groups)
+
+    async def finish(self, finished: Sequence[FinishedRequest]) -> None:
+        for item in finished:
+            _found(self._requests.get(item.request_id), f"request {item.request_id!r}")
+        before = dict(self._requests), dict(self._checkpoints), dict(self._samplers)
+        try:
+            for item in finished:
+                if self._requests[item.request_id].state == "queued":
+                    await self._finish_one(item)
+        except InvalidRequest:
+            self._requests, self._checkpoints, self._samplers = before
+            raise
+        await self._notify()
+
+    async def run_log(self, run_id: str, after_seq_id: int) -> tuple[RequestRow, ...]:
+        wanted = [
+            row
+            for row in self._of_run(run_id)
+            if row.state == "done" and row.seq_id > after_seq_id and row.kind in STATE_CHANGING_KINDS
+        ]
+        return tuple(sorted(wanted, key=lambda row: row.seq_id))
+
+    async def run_progress(self, run_id: str) -> tuple[RunRow, int, frozenset[int]]:
+        run = _found(self._runs.get(run_id), f"training run {run_id!r}")
+        finished = {row.seq_id for row in self._of_run(run_id) if row.state != "queued"}
+        first_missing = next(n for n in range(len(finished) + 1) if n not in finished)
+        return run, first_missing, frozenset(n for n in finished if n > first_missing)
+
+    async def prune(self, finished_before: float) -> int:
+        for row in list(self._requests.values()):
+            if row.finished_at is not None and row.finished_at < finished_before:
+                row = replace(row, result_ref="")
+            if row.state != "queued" and self._is_covered(row):
+                row = replace(row, payload_ref="")
+            self._requests[row.request_id] = row
+        return self._blobs.sweep_packs(self._is_pack_live)
+
+    # -- checkpoints
+    async def get_checkpoint(self, tenant_id: str, run_id: str, kind: CheckpointKind, name: str) -> CheckpointRow:
+        row = self._checkpoints.get((run_id, kind, name))
+        if row is None or _is_expired(row, self._clock()) or not (row.is_public or row.tenant_id == tenant_id):
+            raise NotFound(f"checkpoint {kind}/{name} of training run {run_id!r} does not exist")
+        return row
+
+    async def list_checkpoints(
+        self, tenant_id: str, limit: int, offset: int, run_id: str | None = None
+    ) -> Page[CheckpointRow]:
+        rows = [r for r in self._checkpoints.values() if r.tenant_id == tenant_id and not _is_expired(r, self._clock())]
+        rows = [row for row in rows if run_id in (None, row.run_id)]
+        rows.sort(key=lambda row: (row.created_at, row.run_id, row.kind, row.name), reverse=True)
+        return Page(tuple(rows[offset : offset + limit]), len(rows))
+
+    async def expired_checkpoints(self, now: float) -> tuple[CheckpointRow, ...]:
+        expired = [row for row in self._checkpoints.values() if _is_expired(row, now)]
+        return tuple(sorted(expired, key=lambda row: (row.expires_at, row.run_id, row.kind, row.name)))
+
+    async def delete_checkpoint(self, tenant_id: str, run_id: str, kind: CheckpointKind, name: str) -> CheckpointRow:
+        row = self._checkpoints.get((run_id, kind, name))
+        _owned(row, tenant_id, f"checkpoint {kind}/{name} of training run {run_id!r}")
+        return self._checkpoints.pop((run_id, kind, name))
+
+    async def update_checkpoint(
+        self,
+        tenant_id: str,
+        run_id: str,
+        kind: CheckpointKind,
+        name: str,
+        *,
+        is_public: bool | None = None,
+        expires_at: float | Literal["never"] | None = None,
+    ) -> CheckpointRow:
+        found = await self.get_checkpoint(tenant_id, run_id, kind, name)
+        row = _owned(found, tenant_id, f"checkpoint {kind}/{name} of training run {run_id!r}")
+        if is_public is not None:
+            row = replace(row, is_public=is_public)
+        if expires_at is not None:
+            row = replace(row, expires_at=None if expires_at == "never" else expires_at)
+        self._checkpoints[run_id, kind, name] = row
+        return row
+
+    def _check_new(self, request: RequestRow) -> None:
+        if request.request_id in self._requests:
+            raise InvalidRequest(f"an id is taken: {request.request_id!r}")
+
+    async def _insert_request(self, request: RequestRow, payload: bytes) -> RequestRow:
+        ref = self._blobs.put_payloads([payload])[0]
+        row = replace(request, position=len(self._requests) + 1, payload_ref=ref)
+        self._requests[row.request_id] = row
+        run = self._runs.get(row.run_id)
+        if run is not None:
+            self._runs[row.run_id] = replace(run, last_request_at=max(run.last_request_at, row.created_at))
+        for listener in self._listeners:
+            listener.put_nowait((row,))
+        await self._notify()
+        return row
+
+    async def _finish_one(self, item: FinishedRequest) -> None:
+        self._requests[item.request_id] = replace(
+            self._requests[item.request_id],
+            state=item.state,
+            finished_at=item.finished_at,
+            result_ref=item.result_ref,
+            error=item.error,
+            category=item.category,
+        )
+        if item.checkpoint is not None:
+            self._checkpoints[item.checkpoint.run_id, item.checkpoint.kind, item.checkpoint.name] = item.checkpoint
+        if item.sampler is not None:
+            await self.create_sampler(item.sampler)
+
+    async def _notify(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+    def _of_run(self, run_id: str) -> Iterable[RequestRow]:
+        return (row for row in self._requests.values() if run_id and row.run_id == run_id)
+
+    def _is_covered(self, row: RequestRow) -> bool:
+        run = self._runs.get(row.run_id)
+        return not row.run_id or (run is not None and (run.is_closed or row.seq_id <= run.snapshot_seq_id))
+
+    def _is_pack_live(self, pack: str) -> bool:
+        refs = (ref for row in self._requests.values() for ref in (row.payload_ref, row.result_ref))
+        return any(ref.startswith(f"{pack}:") for ref in refs)
+
+
+R = TypeVar("R", SessionRow, SamplerRow, RequestRow, CheckpointRow)
+
+
+def _found(row: T | None, what: str) -> T:
+    if row is None:
+        raise NotFound(f"{what} does not exist")
+    return row
+
+
+def _owned(row: R | None, tenant_id: str, what: str) -> R:
+    if row is None or row.tenant_id != tenant_id:
+        raise NotFound(f"{what} does not exist")
+    return row
+
+
+def _is_expired(row: CheckpointRow, now: float) -> bool:
+    return row.expires_at is not None and row.expires_at <= now
+
+
+def _insert(rows: dict[str, T], row_id: str, row: T) -> T:
+    if row_id in rows:
+        raise InvalidRequest(f"an id is taken: {row_id!r}")
+    rows[row_id] = row
+    return row
+
+
+def _retry_of_session(row: SessionRow) -> tuple[str, str | None]:
+    return row.tenant_id, row.idempotency_key
+
+
+def _retry_of_run(row: RunRow) -> tuple[str, str, int]:
+    return row.spec.tenant_id, row.session_id, row.model_seq_id
+
+
+def _retry_of_sampler(row: SamplerRow) -> tuple[str, str, int]:
+    return row.tenant_id, row.session_id, row.sampling_session_seq_id

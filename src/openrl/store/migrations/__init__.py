@@ -1,0 +1,1 @@
+"""Steps that bring a database to the shape of `schema.py`; run whenever a store opens."""

@@ -1,0 +1,150 @@
+"""Append-only files of payloads, shared by several processes that each append to their own."""
+
+import os
+import re
+import threading
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from openrl.errors import NotFound
+from openrl.store.base import PackInUse
+from openrl.store.disk import flush_directories, try_lock, unavailable_if_it_fails, write_all
+
+SUFFIX = ".pack"
+NEW_SUFFIX = ".new"  # a pack that is not locked yet: sweeping must not meet it under its final name
+REF = re.compile(r"([0-9a-f]{32}):([0-9]{1,18}):([0-9]{1,18})")
+
+
+@dataclass(slots=True)
+class OpenPack:
+    """The pack that this process appends to; its lock is held while it is open."""
+
+    name: str
+    fd: int
+    size: int
+    written_at: float
+
+
+class PayloadPacks:
+    """See `Blobs` for the contract. A ref is "<pack>:<offset>:<length>"."""
+
+    def __init__(self, root: Path, pack_bytes: int, grace_s: float, clock: Callable[[], float] = time.time) -> None:
+        self._root = root
+        self._pack_bytes = pack_bytes
+        self._grace_s = grace_s
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._open: OpenPack | None = None
+
+    def put(self, payloads: Sequence[bytes]) -> list[str]:
+        """Append all with one flush; raises Unavailable if the disk refuses."""
+        if not payloads:
+            return []
+        with self._lock, unavailable_if_it_fails("write payloads"):
+            pack = self._open or self._create()
+            try:
+                write_all(pack.fd, b"".join(payloads))
+                os.fsync(pack.fd)
+            except OSError:
+                # How much was written is not known: nothing may follow it.
+                self._close()
+                raise
+            refs = _refs(pack.name, pack.size, payloads)
+            pack.size += sum(len(payload) for payload in payloads)
+            pack.written_at = self._clock()
+            if pack.size >= self._pack_bytes:
+                self._close()
+            return refs
+
+    def get(self, ref: str) -> bytes:
+        """The payload under a ref; raises NotFound when it was pruned or was never given out."""
+        match = REF.fullmatch(ref)
+        if match is None:
+            raise NotFound(f"payload {ref!r} does not exist")
+        name, offset, length = match[1], int(match[2]), int(match[3])
+        try:
+            fd = os.open(self._root / f"{name}{SUFFIX}", os.O_RDONLY)
+        except FileNotFoundError:
+            raise NotFound(f"payload {ref!r} does not exist") from None
+        try:
+            # Bounds first: a wrong length must not become an allocation of that size.
+            size = os.fstat(fd).st_size
+            if offset + length > size:
+                raise NotFound(f"payload {ref!r} ends past its pack of {size} bytes")
+            return _read(fd, offset, length)
+        finally:
+            os.close(fd)
+
+    def sweep(self, is_live: PackInUse) -> int:
+        """Delete packs that nobody appends to and no row refers to; returns freed bytes.
+
+        A pack is left alone for `grace_s` after its last write: a result is in its pack a moment
+        before the row that refers to it is committed.
+        """
+        with self._lock:
+            if self._open is not None and self._is_old(self._open.written_at):
+                self._close()
+        freed = 0
+        for path in self._root.iterdir():
+            with suppress(FileNotFoundError):  # another process sweeps too
+                freed += self._sweep_one(path, is_live)
+        return freed
+
+    def close(self) -> None:
+        """Close the pack that is appended to; the next `put` opens another."""
+        with self._lock:
+            self._close()
+
+    def _create(self) -> OpenPack:
+        name = uuid.uuid4().hex
+        new = self._root / f"{name}{NEW_SUFFIX}"
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+        try_lock(fd)
+        new.rename(self._root / f"{name}{SUFFIX}")
+        flush_directories([self._root])
+        self._open = OpenPack(name, fd, 0, self._clock())
+        return self._open
+
+    def _close(self) -> None:
+        if self._open is not None:
+            os.close(self._open.fd)
+            self._open = None
+
+    def _is_old(self, written_at: float) -> bool:
+        return self._clock() - written_at >= self._grace_s
+
+    def _sweep_one(self, path: Path, is_live: PackInUse) -> int:
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            status = os.fstat(fd)
+            if not self._is_old(status.st_mtime) or not try_lock(fd):
+                return 0
+            if path.suffix == SUFFIX and is_live(path.stem):
+                return 0
+            path.unlink()
+            return status.st_size
+        finally:
+            os.close(fd)
+
+
+def _refs(name: str, start: int, payloads: Sequence[bytes]) -> list[str]:
+    refs: list[str] = []
+    for payload in payloads:
+        refs.append(f"{name}:{start}:{len(payload)}")
+        start += len(payload)
+    return refs
+
+
+def _read(fd: int, offset: int, length: int) -> bytes:
+    parts: list[bytes] = []
+    while length:
+        part = os.pread(fd, length, offset)
+        assert part, "the bounds were checked and packs never shrink"
+        parts.append(part)
+        offset += len(part)
+        length -= len(part)
+    return b"".join(parts)

@@ -1,0 +1,194 @@
+"""SQL of requests: arrivals and ends in batches, and the questions asked about them."""
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, func, select, update
+
+from openrl.errors import NotFound, SessionEnded
+from openrl.protocol.runs import STATE_CHANGING_KINDS
+from openrl.store import checkpoints, samplers
+from openrl.store.base import FinishedRequest, RequestRow, RunRow
+from openrl.store.rows import one_row, request_values, rows_of, select_rows
+from openrl.store.runs import any_run
+from openrl.store.schema import HAS_RUN, IS_QUEUED, requests, runs
+
+FINISH = (
+    update(requests)
+    .where(requests.c.request_id == bindparam("id"))
+    .values({name: bindparam(name) for name in ("state", "result_ref", "error", "category", "finished_at")})
+    .values(used_tokens=bindparam("used_tokens"), busy_s=bindparam("busy_s"))
+)
+TOUCH_RUN = (
+    update(runs)
+    .where(runs.c.run_id == bindparam("id"), runs.c.last_request_at < bindparam("at"))
+    .values(last_request_at=bindparam("at"))
+)
+BY_DEDUPE_KEY = select_rows(RequestRow).where(requests.c.dedupe_key.in_(bindparam("keys", expanding=True)))
+BY_ID = select_rows(RequestRow).where(requests.c.request_id.in_(bindparam("ids", expanding=True)))
+RUN_OWNERS = select(runs.c.run_id, runs.c.tenant_id, runs.c.is_closed).where(
+    runs.c.run_id.in_(bindparam("ids", expanding=True))
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """What became of one `finish` call: the rows it changed."""
+
+    rows: tuple[RequestRow, ...]
+
+
+def last_position(connection: Connection) -> int:
+    """The position of the newest request, 0 if there is none; exact while the write lock is held."""
+    return connection.scalar(select(func.max(requests.c.position))) or 0
+
+
+def screen(connection: Connection, arrivals: Sequence[RequestRow]) -> dict[int, RequestRow | Exception]:
+    """What is known of each arrival by its index: the first row if it is a retry, or why it is refused."""
+    known = repeated_requests(connection, arrivals)
+    owners = _run_owners(connection, {row.run_id for row in arrivals if row.run_id})
+    answers: dict[int, RequestRow | Exception] = {}
+    for index, row in enumerate(arrivals):
+        answer = known.get((row.tenant_id, row.dedupe_key)) or _refusal(row, owners)
+        if answer is not None:
+            answers[index] = answer
+    return answers
+
+
+def repeated_requests(connection: Connection, arrivals: Iterable[RequestRow]) -> dict[tuple[str, str], RequestRow]:
+    """Stored rows with the same retry identities, by (tenant_id, dedupe_key)."""
+    keys = [row.dedupe_key for row in arrivals]
+    rows = rows_of(connection, RequestRow, BY_DEDUPE_KEY, {"keys": keys})
+    return {(row.tenant_id, row.dedupe_key): row for row in rows}
+
+
+def insert_requests(connection: Connection, rows: Sequence[RequestRow]) -> None:
+    """Add rows that are not there, and move `last_request_at` of their runs."""
+    connection.execute(requests.insert(), [request_values(row) for row in rows])
+    newest: dict[str, float] = {}
+    for row in rows:
+        if row.run_id:
+            newest[row.run_id] = max(row.created_at, newest.get(row.run_id, row.created_at))
+    if newest:
+        connection.execute(TOUCH_RUN, [{"id": run_id, "at": at} for run_id, at in newest.items()])
+
+
+def first_request_of(connection: Connection, run: RunRow) -> RequestRow:
+    """The request that created a run."""
+    query = select_rows(RequestRow).where(requests.c.run_id == run.spec.run_id, HAS_RUN)
+    return one_row(connection, RequestRow, query.order_by(requests.c.position).limit(1), "the run's first request")
+
+
+def finish_requests(connection: Connection, calls: Sequence[Sequence[FinishedRequest]]) -> list[Ended | NotFound]:
+    """Record how requests ended, one answer per call; a call that names an unknown request changes nothing."""
+    rows = rows_of(connection, RequestRow, BY_ID, {"ids": [item.request_id for call in calls for item in call]})
+    stored = {row.request_id: row for row in rows}
+    answers: list[Ended | NotFound] = []
+    effective: list[FinishedRequest] = []
+    for call in calls:
+        unknown = [item.request_id for item in call if item.request_id not in stored]
+        if unknown:
+            answers.append(NotFound(f"request {unknown[0]!r} does not exist"))
+            continue
+        answers.append(Ended(tuple(_end(call, stored, effective))))
+    _write_ends(connection, effective)
+    return answers
+
+
+def get_request(connection: Connection, tenant_id: str, request_id: str) -> RequestRow:
+    """One request of a tenant."""
+    query = select_rows(RequestRow).where(requests.c.request_id == request_id, requests.c.tenant_id == tenant_id)
+    return one_row(connection, RequestRow, query, f"request {request_id!r}")
+
+
+def backlog(connection: Connection) -> tuple[int, tuple[RequestRow, ...]]:
+    """The position of the newest request, and all unfinished ones in order."""
+    query = select_rows(RequestRow).where(IS_QUEUED).order_by(requests.c.position)
+    return last_position(connection), rows_of(connection, RequestRow, query)
+
+
+def run_log(connection: Connection, run_id: str, after_seq_id: int) -> tuple[RequestRow, ...]:
+    """What a replay of the run executes after `after_seq_id`."""
+    query = select_rows(RequestRow).where(
+        requests.c.run_id == run_id,
+        HAS_RUN,
+        requests.c.seq_id > after_seq_id,
+        requests.c.state == "done",
+        requests.c.kind.in_(sorted(STATE_CHANGING_KINDS)),
+    )
+    return rows_of(connection, RequestRow, query.order_by(requests.c.seq_id))
+
+
+def run_progress(connection: Connection, run_id: str) -> tuple[RunRow, int, frozenset[int]]:
+    """The run, the smallest number that has not finished, and larger ones that have."""
+    run = any_run(connection, run_id)
+    query = select(requests.c.seq_id).where(requests.c.run_id == run_id, HAS_RUN, requests.c.state != "queued")
+    finished = set(connection.scalars(query))
+    next_seq_id = 0
+    while next_seq_id in finished:
+        finished.remove(next_seq_id)
+        next_seq_id += 1
+    return run, next_seq_id, frozenset(finished)
+
+
+def _run_owners(connection: Connection, run_ids: Collection[str]) -> dict[str, tuple[str, bool]]:
+    if not run_ids:
+        return {}
+    found = connection.execute(RUN_OWNERS, {"ids": list(run_ids)})
+    return {row.run_id: (row.tenant_id, row.is_closed) for row in found}
+
+
+def _refusal(row: RequestRow, owners: dict[str, tuple[str, bool]]) -> Exception | None:
+    owner = owners.get(row.run_id)
+    if owner is None:
+        return None
+    tenant_id, is_closed = owner
+    if tenant_id != row.tenant_id:
+        return NotFound(f"training run {row.run_id!r} does not exist")
+    if is_closed:
+        return SessionEnded(f"training run {row.run_id!r} is closed and takes no more requests")
+    return None
+
+
+def _end(
+    call: Sequence[FinishedRequest], stored: dict[str, RequestRow], effective: list[FinishedRequest]
+) -> Iterable[RequestRow]:
+    for item in call:
+        row = stored[item.request_id]
+        if row.state != "queued":
+            continue
+        effective.append(item)
+        stored[item.request_id] = replace(
+            row,
+            state=item.state,
+            result_ref=item.result_ref,
+            error=item.error,
+            category=item.category,
+            finished_at=item.finished_at,
+        )
+        yield stored[item.request_id]
+
+
+def _write_ends(connection: Connection, ends: Sequence[FinishedRequest]) -> None:
+    if not ends:
+        return
+    connection.execute(FINISH, [_end_values(item) for item in ends])
+    for item in ends:
+        if item.checkpoint is not None:
+            checkpoints.put_checkpoint(connection, item.checkpoint)
+        if item.sampler is not None:
+            samplers.create_sampler(connection, item.sampler)
+
+
+def _end_values(item: FinishedRequest) -> dict[str, Any]:
+    return {
+        "id": item.request_id,
+        "state": item.state,
+        "result_ref": item.result_ref,
+        "error": item.error,
+        "category": item.category,
+        "finished_at": item.finished_at,
+        "used_tokens": item.num_tokens,
+        "busy_s": item.busy_s,
+    }

@@ -1,0 +1,157 @@
+"""The tables of the store, for any SQL database; `migrations/` brings a database to this shape."""
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Double,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    UniqueConstraint,
+    text,
+)
+
+metadata = MetaData()
+
+# SQLite makes a column its row id only when the type is spelt INTEGER; it holds 64 bits either way.
+POSITION = BigInteger().with_variant(Integer(), "sqlite")
+# Without none_as_null an absent value would be stored as the JSON text "null".
+OPTIONAL_JSON = JSON(none_as_null=True)
+
+IS_QUEUED = text("state = 'queued'")
+IS_LIVE_RUN = text("NOT is_closed")
+HAS_RUN = text("run_id <> ''")
+HAS_PAYLOAD = text("payload_ref <> ''")
+HAS_RESULT = text("result_ref <> ''")
+
+tenants = Table(
+    "tenants",
+    metadata,
+    Column("tenant_id", String, primary_key=True),
+    Column("name", String, nullable=False),
+    Column("created_at", Double, nullable=False),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("key_hash", String, primary_key=True),
+    Column("tenant_id", String, nullable=False),
+    Column("label", String, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("revoked_at", Double),
+)
+
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("session_id", String, primary_key=True),
+    Column("tenant_id", String, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("last_heartbeat_at", Double, nullable=False),
+    Column("sdk_version", String, nullable=False),
+    Column("tags", JSON, nullable=False),
+    Column("user_metadata", OPTIONAL_JSON),
+    Column("display_name", String),
+    Column("project_id", String),
+    Column("state", String, nullable=False),
+    Column("end_reason", String),
+    Column("idempotency_key", String),
+    UniqueConstraint("tenant_id", "idempotency_key", name="uq_sessions_idempotency"),
+    Index("ix_sessions_listing", "tenant_id", "created_at"),
+    Index("ix_sessions_silent", "state", "last_heartbeat_at"),
+)
+
+runs = Table(
+    "runs",
+    metadata,
+    Column("run_id", String, primary_key=True),
+    Column("tenant_id", String, nullable=False),
+    Column("base_model", String, nullable=False),
+    Column("rank", Integer, nullable=False),
+    Column("seed", String, nullable=False),  # as text: seeds reach 2**64 - 1, past a signed 64-bit column
+    Column("train_attn", Boolean, nullable=False),
+    Column("train_mlp", Boolean, nullable=False),
+    Column("train_unembed", Boolean, nullable=False),
+    Column("session_id", String, nullable=False),
+    Column("model_seq_id", BigInteger, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("last_request_at", Double, nullable=False),
+    Column("optimizer_config", JSON, nullable=False),
+    Column("user_metadata", OPTIONAL_JSON),
+    Column("snapshot_key", String),
+    Column("snapshot_seq_id", BigInteger, nullable=False),
+    Column("is_closed", Boolean, nullable=False),
+    UniqueConstraint("tenant_id", "session_id", "model_seq_id", name="uq_runs_retry"),
+    Index("ix_runs_listing", "tenant_id", "created_at"),
+    Index("ix_runs_live", "created_at", sqlite_where=IS_LIVE_RUN, postgresql_where=IS_LIVE_RUN),
+)
+
+samplers = Table(
+    "samplers",
+    metadata,
+    Column("sampler_id", String, primary_key=True),
+    Column("tenant_id", String, nullable=False),
+    Column("session_id", String, nullable=False),
+    Column("base_model", String, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("sampling_session_seq_id", BigInteger, nullable=False),
+    Column("model_path", String),
+    Column("adapter_key", String),
+    Column("is_ephemeral", Boolean, nullable=False),
+    UniqueConstraint("tenant_id", "session_id", "sampling_session_seq_id", name="uq_samplers_retry"),
+)
+
+requests = Table(
+    "requests",
+    metadata,
+    Column("position", POSITION, primary_key=True, autoincrement=False),
+    Column("request_id", String, nullable=False),
+    Column("tenant_id", String, nullable=False),
+    Column("session_id", String, nullable=False),
+    Column("kind", String, nullable=False),
+    Column("dedupe_key", String, nullable=False),
+    Column("seq_id", BigInteger, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("run_id", String, nullable=False),
+    Column("sampler_id", String, nullable=False),
+    Column("base_model", String, nullable=False),
+    Column("num_tokens", BigInteger, nullable=False),
+    Column("num_sequences", BigInteger, nullable=False),
+    Column("payload_ref", String, nullable=False),
+    Column("state", String, nullable=False),
+    Column("result_ref", String, nullable=False),
+    Column("error", String, nullable=False),
+    Column("category", String, nullable=False),
+    Column("finished_at", Double),
+    Column("used_tokens", BigInteger, nullable=False, server_default="0"),  # as the worker counted them
+    Column("busy_s", Double, nullable=False, server_default="0"),
+    UniqueConstraint("request_id", name="uq_requests_id"),
+    UniqueConstraint("dedupe_key", "tenant_id", name="uq_requests_retry"),
+    # Partial indexes: each holds only the rows that its query can want, so old rows cost nothing.
+    Index("ix_requests_queued", "position", sqlite_where=IS_QUEUED, postgresql_where=IS_QUEUED),
+    Index("ix_requests_run", "run_id", "seq_id", sqlite_where=HAS_RUN, postgresql_where=HAS_RUN),
+    Index("ix_requests_payload", "payload_ref", sqlite_where=HAS_PAYLOAD, postgresql_where=HAS_PAYLOAD),
+    Index("ix_requests_result", "result_ref", sqlite_where=HAS_RESULT, postgresql_where=HAS_RESULT),
+)
+
+checkpoints = Table(
+    "checkpoints",
+    metadata,
+    Column("run_id", String, primary_key=True),
+    Column("kind", String, primary_key=True),
+    Column("name", String, primary_key=True),
+    Column("tenant_id", String, nullable=False),
+    Column("key", String, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("expires_at", Double),
+    Column("is_public", Boolean, nullable=False),
+    Column("user_metadata", OPTIONAL_JSON),
+    Index("ix_checkpoints_listing", "tenant_id", "created_at"),
+    Index("ix_checkpoints_expiry", "expires_at"),
+)
