@@ -75,6 +75,8 @@ class TrainingConfig(Section):
     """Tokens in one packed pass; 0: 512 on CPU, 8192 on CUDA."""
     resident_runs: int = Field(default=32, ge=1)
     """Runs kept in device memory; the others wait on the host and on disk."""
+    host_bytes: int = Field(default=4 * 2**30, ge=0)
+    """Host memory for runs that are not in device memory; beyond it they wait on disk."""
 
 
 class SamplingConfig(Section):

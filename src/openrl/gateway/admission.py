@@ -1,0 +1,171 @@
+"""The last word on bad training input: pure checks, each message names value and bound."""
+
+import math
+
+import numpy as np
+
+from openrl.catalog import BaseModelInfo
+from openrl.config import GatewayConfig
+from openrl.errors import InvalidRequest
+from openrl.protocol.datum import Datum, DenseArray, ForwardBackwardInput, LossInput, SparseCsr
+from openrl.protocol.losses import (
+    MAX_TARGETS_PER_TOKEN,
+    LossInputSpec,
+    LossSpec,
+    resolve_loss,
+    resolve_loss_settings,
+)
+from openrl.protocol.wire import (
+    AdamParamsWire,
+    AdapterManifest,
+    LoraConfig,
+    OptimizerConfig,
+    OptimStepRequest,
+    SaveWeightsForSamplerRequest,
+)
+
+ABSENT_TARGET = -1
+_TARGETS = "target_tokens"
+
+
+def admit_forward_backward(request: ForwardBackwardInput, model: BaseModelInfo, config: GatewayConfig) -> int:
+    """The number of tokens to compute; raises InvalidRequest for what the engine could not take as it stands."""
+    spec = resolve_loss(request.loss_fn)
+    resolve_loss_settings(request.loss_fn, request.loss_fn_config)
+    if not 1 <= len(request.data) <= config.max_datums:
+        raise InvalidRequest(f"{len(request.data)} datums; a request has between 1 and {config.max_datums}")
+    for i, datum in enumerate(request.data):
+        _check_datum(datum, f"datum {i}", spec, model)
+    return sum(datum.num_tokens for datum in request.data)
+
+
+def _check_datum(datum: Datum, where: str, spec: LossSpec, model: BaseModelInfo) -> None:
+    if not 1 <= datum.num_tokens <= model.context_length:
+        bound = f"between 1 and the context length {model.context_length} of {model.name}"
+        raise InvalidRequest(f"{where} has {datum.num_tokens} tokens; it must have {bound}")
+    _check_range(datum.tokens, 0, model.vocab_size - 1, f"{where}: tokens")
+    missing = sorted(spec.required.keys() - datum.loss_inputs.keys())
+    if missing:
+        raise InvalidRequest(f"{where} lacks {', '.join(missing)}, which loss_fn {spec.name!r} needs")
+    known = spec.inputs()
+    unknown = sorted(datum.loss_inputs.keys() - known.keys())
+    if unknown:
+        takes = ", ".join(known)
+        raise InvalidRequest(f"{where} has {', '.join(map(repr, unknown))[:200]}; loss_fn {spec.name!r} takes {takes}")
+    for name, value in datum.loss_inputs.items():
+        _check_loss_input(value, f"{where}: {name}", known[name], datum)
+    targets = datum.loss_inputs[_TARGETS]
+    _check_range(_entries(targets), ABSENT_TARGET, model.vocab_size - 1, f"{where}: {_TARGETS}")
+    _check_spans(datum, where)
+
+
+def _check_loss_input(value: LossInput, where: str, spec: LossInputSpec, datum: Datum) -> None:
+    entries = _entries(value)
+    if entries.dtype.name != spec.dtype:
+        raise InvalidRequest(f"{where} has dtype {entries.dtype.name}; it must be {spec.dtype}")
+    shape = tuple(value.shape)
+    targets_shape = tuple(datum.loss_inputs[_TARGETS].shape)
+    num_tokens = datum.num_tokens
+    if len(shape) == 2 and spec.allows_matrix:
+        if not 1 <= shape[1] <= MAX_TARGETS_PER_TOKEN:
+            raise InvalidRequest(f"{where} has {shape[1]} columns; there must be 1 to {MAX_TARGETS_PER_TOKEN}")
+    elif len(shape) != 1:
+        allowed = "[N] or [N, K]" if spec.allows_matrix else "[N]"
+        raise InvalidRequest(f"{where} has shape {list(shape)}; it must be {allowed} with N = {num_tokens} tokens")
+    if shape[0] != num_tokens:
+        raise InvalidRequest(f"{where} has {shape[0]} rows; the datum has {num_tokens} tokens")
+    if spec.allows_matrix and shape != targets_shape:
+        raise InvalidRequest(f"{where} has shape {list(shape)}; {_TARGETS} has {list(targets_shape)}")
+    _check_values(entries, where, spec.minimum)
+
+
+def _check_values(entries: DenseArray, where: str, minimum: float) -> None:
+    if entries.dtype.kind != "f":
+        return
+    is_bad = ~np.isfinite(entries) | (entries < minimum)
+    if bool(is_bad.any()):
+        at = int(np.argmax(is_bad))
+        bound = "finite" if minimum == -math.inf else f"finite and at least {minimum}"
+        raise InvalidRequest(f"{where}: entry {at} is {entries.reshape(-1)[at]}; it must be {bound}")
+
+
+def _check_spans(datum: Datum, where: str) -> None:
+    """Spans come for both sides and cover every token once (tinker-api §4.4)."""
+    if not datum.model_input_spans and not datum.loss_input_spans:
+        return
+    for name, spans in (("model_input", datum.model_input_spans), ("loss_fn_input", datum.loss_input_spans)):
+        covered = sum(span.length for span in spans)
+        if covered != datum.num_tokens:
+            raise InvalidRequest(f"{where}: {name}_spans cover {covered} tokens of {datum.num_tokens}")
+
+
+def _check_range(
+    values: DenseArray | np.ndarray[tuple[int, ...], np.dtype[np.int32]], low: int, high: int, where: str
+) -> None:
+    if values.size and (int(values.min()) < low or int(values.max()) > high):
+        flat = values.reshape(-1)
+        at = int(np.argmax((flat < low) | (flat > high)))
+        raise InvalidRequest(f"{where}: entry {at} is {flat[at]}; it must be between {low} and {high}")
+
+
+def _entries(value: LossInput) -> DenseArray:
+    return value.values if isinstance(value, SparseCsr) else value
+
+
+def admit_optim_step(request: OptimStepRequest) -> AdamParamsWire:
+    """Settings of the step; raises InvalidRequest for other families and values outside their bounds."""
+    if request.optimizer_params is not None:
+        family = str(request.optimizer_params.get("type", "unknown"))[:80]
+        raise InvalidRequest(f"optimizer_params of type {family!r}: runs are trained with adamw here; send adam_params")
+    params = request.adam_params
+    if params is None:
+        raise InvalidRequest("adam_params is missing")
+    _check_number("learning_rate", params.learning_rate, 0.0)
+    _check_number("beta1", params.beta1, 0.0, below=1.0)
+    _check_number("beta2", params.beta2, 0.0, below=1.0)
+    _check_number("eps", params.eps, 0.0)
+    _check_number("weight_decay", params.weight_decay, 0.0)
+    return params
+
+
+def _check_number(name: str, value: float, minimum: float, below: float = math.inf) -> None:
+    if not minimum <= value < below:
+        raise InvalidRequest(f"{name} is {value}; it must be at least {minimum} and below {below}")
+
+
+def admit_lora(lora: LoraConfig | None, config: GatewayConfig) -> LoraConfig:
+    """The adapter to train; raises InvalidRequest."""
+    if lora is None:
+        raise InvalidRequest("lora_config is missing: this server trains LoRA adapters")
+    check_rank(lora.rank, config)
+    if lora.seed is not None and lora.seed >= 2**63:
+        raise InvalidRequest(f"lora_config.seed is {lora.seed}; it must be below 2**63 = {2**63}")
+    if not (lora.train_attn or lora.train_mlp or lora.train_unembed):
+        raise InvalidRequest("train_attn, train_mlp and train_unembed are all false; at least one must be true")
+    return lora
+
+
+def check_rank(rank: int, config: GatewayConfig) -> None:
+    """Raises InvalidRequest for a rank the adapter slots cannot hold."""
+    if not 1 <= rank <= config.max_rank:
+        raise InvalidRequest(f"LoRA rank is {rank}; it must be between 1 and {config.max_rank}")
+
+
+def check_optimizer(optimizer: OptimizerConfig | None) -> None:
+    """Raises InvalidRequest for families other than AdamW."""
+    if optimizer is not None and optimizer.type != "adamw":
+        raise InvalidRequest(f"optimizer_config of type {optimizer.type[:80]!r} is not available; available: adamw")
+
+
+def check_load(manifest: AdapterManifest, path: str, *, with_optimizer: bool, base_model: str | None) -> None:
+    """Raises InvalidRequest when the checkpoint lacks what is asked of it."""
+    if with_optimizer and not manifest.has_optimizer:
+        raise InvalidRequest(f"{path} holds no optimizer state; load it with optimizer=false")
+    if base_model is not None and base_model != manifest.base_model:
+        raise InvalidRequest(f"{path} was trained on {manifest.base_model!r}, not on base_model {base_model[:200]!r}")
+
+
+def check_sampler_save(request: SaveWeightsForSamplerRequest) -> None:
+    """Raises InvalidRequest unless exactly one destination is given."""
+    if (request.path is None) == (request.sampling_session_seq_id is None):
+        raise InvalidRequest("give either path, for a named checkpoint, or sampling_session_seq_id")

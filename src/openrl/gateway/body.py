@@ -1,0 +1,81 @@
+"""Reads request bodies within a bound, decompressed."""
+
+import asyncio
+import io
+from typing import TypeVar
+
+import zstandard
+from pydantic import BaseModel, ValidationError
+from starlette.requests import Request
+
+from openrl.errors import InvalidRequest, PayloadTooLarge
+from openrl.gateway.context import Call
+from openrl.gateway.errors import describe_validation
+
+Message = TypeVar("Message", bound=BaseModel)
+_READ_BYTES = 2**20
+_MAX_WINDOW_BYTES = 2**27  # what zstd itself allows without the --long switch
+
+
+class BodyTooLarge(PayloadTooLarge):
+    """Carries the first bytes of the body: they tell which request of which run is refused."""
+
+    def __init__(self, message: str, prefix: bytes) -> None:
+        super().__init__(message)
+        self.prefix = prefix
+
+
+async def read_body(call: Call) -> bytes:
+    """The whole body; raises PayloadTooLarge after reading no more than the limit, before or after decompression."""
+    limit = call.gateway.config.max_body_bytes
+    encoding = call.request.headers.get("content-encoding", "identity")
+    if encoding not in ("identity", "zstd"):
+        raise InvalidRequest(f"Content-Encoding {encoding[:40]!r} is not one of identity, zstd")
+    body = await _receive(call.request, limit, is_compressed=encoding == "zstd")
+    if encoding == "zstd":
+        return await asyncio.to_thread(decompress, body, limit)
+    return body
+
+
+async def read_json(call: Call, model: type[Message]) -> Message:
+    """The body as `model`; raises InvalidRequest naming each wrong field."""
+    return parse_json(await read_body(call), model)
+
+
+def parse_json(body: bytes, model: type[Message]) -> Message:
+    """`body` as `model`; raises InvalidRequest naming each wrong field."""
+    try:
+        return model.model_validate_json(body or b"{}")
+    except ValidationError as error:
+        raise describe_validation(error) from None
+
+
+def decompress(body: bytes, limit: int) -> bytes:
+    """Zstandard content, read piece by piece: declared sizes are not believed."""
+    pieces: list[bytes] = []
+    size = 0
+    decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES)
+    try:
+        with decompressor.stream_reader(io.BytesIO(body)) as reader:
+            while piece := reader.read(_READ_BYTES):
+                pieces.append(piece)
+                size += len(piece)
+                if size > limit:
+                    raise BodyTooLarge(f"body is larger than {limit} bytes when decompressed", pieces[0])
+    except zstandard.ZstdError as error:
+        raise InvalidRequest(f"body of {len(body)} bytes is not valid zstd: {error}") from None
+    return b"".join(pieces)
+
+
+async def _receive(request: Request, limit: int, is_compressed: bool) -> bytes:
+    declared = request.headers.get("content-length", "")
+    is_declared_too_large = declared.isascii() and declared.isdigit() and int(declared[:20]) > limit
+    pieces: list[bytes] = []
+    size = 0
+    async for piece in request.stream():
+        pieces.append(piece)
+        size += len(piece)
+        if size > limit or is_declared_too_large:
+            told = f"{declared} bytes" if is_declared_too_large else "body"
+            raise BodyTooLarge(f"{told} is larger than the limit of {limit} bytes", b"" if is_compressed else pieces[0])
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)

@@ -1,0 +1,20 @@
+"""Checks what clients attach to sessions, runs and checkpoints."""
+
+import json
+
+from openrl.errors import InvalidRequest
+from openrl.store.base import Json
+
+MAX_METADATA_BYTES = 2**16
+
+
+def check_metadata(metadata: Json | None) -> Json | None:
+    """The metadata itself; raises InvalidRequest when it is too large, or holds NUL, which databases refuse."""
+    if metadata is None:
+        return None
+    text = json.dumps(metadata)
+    if len(text) > MAX_METADATA_BYTES:
+        raise InvalidRequest(f"user_metadata takes {len(text)} bytes; it may take {MAX_METADATA_BYTES}")
+    if "\\u0000" in text:
+        raise InvalidRequest("user_metadata holds the character NUL (\\u0000), which cannot be stored")
+    return metadata

@@ -1,0 +1,70 @@
+"""Downloads of adapters: a link that needs no key, and the tar archive behind it (tinker-api §5.6)."""
+
+import asyncio
+from datetime import UTC, datetime
+from email.utils import format_datetime
+from pathlib import Path
+from urllib.parse import quote
+
+from starlette.responses import Response, StreamingResponse
+
+from openrl.errors import InvalidRequest
+from openrl.gateway.archive import stream_tar, tar_size
+from openrl.gateway.context import Call, Gateway, Route
+from openrl.gateway.download_links import DownloadGrant, open_grant, sign_grant
+from openrl.gateway.routes.checkpoints import ADDRESS, address_of
+from openrl.protocol.paths import parse_checkpoint_kind
+from openrl.store.base import CheckpointRow
+
+LINK_LIFETIME_S = 900.0
+MARKER = "checkpoint_complete"
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+async def archive(call: Call) -> Response:
+    """Redirects to a link that can be fetched without a key for a quarter of an hour."""
+    at = address_of(call)
+    gateway = call.gateway
+    row = await gateway.store.get_checkpoint(call.tenant_id, at.run_id, at.kind, at.name)
+    await asyncio.to_thread(_sizes, gateway, row)
+    expires_at = gateway.clock() + LINK_LIFETIME_S
+    token = sign_grant(DownloadGrant(call.tenant_id, at.run_id, at.kind, at.name, expires_at), gateway.signing_key)
+    link = str(call.request.base_url) + "api/v1/archives/" + quote(token)
+    expires = format_datetime(datetime.fromtimestamp(expires_at, UTC), usegmt=True)
+    return Response(status_code=302, headers={"Location": link, "Expires": expires})
+
+
+async def download(call: Call) -> Response:
+    """The adapter in PEFT's format as an uncompressed tar."""
+    gateway = call.gateway
+    grant = open_grant(call.path["token"], gateway.signing_key, gateway.clock())
+    kind = parse_checkpoint_kind(grant.kind)
+    row = await gateway.store.get_checkpoint(grant.tenant_id, grant.run_id, kind, grant.name)
+    sizes = await asyncio.to_thread(_sizes, gateway, row)
+    paths = await asyncio.to_thread(_paths, gateway, row, sizes)
+    file_name = f"{grant.kind}-{grant.name}.tar"
+    headers = {
+        "Content-Length": str(tar_size(sizes)),
+        "Content-Disposition": f'attachment; filename="{file_name}"',
+    }
+    pieces = stream_tar(paths, sizes, int(row.created_at))
+    return StreamingResponse(pieces, media_type="application/x-tar", headers=headers)
+
+
+def _sizes(gateway: Gateway, row: CheckpointRow) -> dict[str, int]:
+    """Sizes of the archive's files; raises NotFound, and InvalidRequest for what is not an adapter."""
+    stored = gateway.blobs.list_object(row.key)
+    missing = [name for name in _ADAPTER_FILES if name not in stored]
+    if missing:
+        raise InvalidRequest(f"checkpoint {row.kind}/{row.name} of run {row.run_id} lacks {', '.join(missing)}")
+    return {**{name: stored[name] for name in _ADAPTER_FILES}, MARKER: 0}
+
+
+def _paths(gateway: Gateway, row: CheckpointRow, sizes: dict[str, int]) -> dict[str, Path | None]:
+    return {name: None if name == MARKER else Path(gateway.blobs.open_path(row.key, name)) for name in sizes}
+
+
+ROUTES = (
+    Route("GET", f"{ADDRESS}/archive", archive),
+    Route("GET", "/archives/{token}", download, is_public=True),
+)

@@ -1,0 +1,74 @@
+"""Results of queued requests: long polls that end with the stored bytes."""
+
+import asyncio
+
+from starlette.responses import Response
+
+from openrl.errors import InvalidRequest, NotFound
+from openrl.gateway.body import read_json
+from openrl.gateway.context import Call, Route
+from openrl.gateway.replies import JSON_TYPE, PROTOBUF_TYPE, json_reply
+from openrl.protocol.runs import RequestKind
+from openrl.protocol.wire import FutureRequest
+from openrl.store.base import FinishedRequest, Json, RequestRow
+
+_PROTOBUF_KINDS: frozenset[RequestKind] = frozenset(("sample", "forward", "forward_backward"))
+
+
+async def retrieve_future(call: Call) -> Response:
+    """The result, a failure (both 200), or after `long_poll_s` the advice to ask again."""
+    request = await read_json(call, FutureRequest)
+    gateway = call.gateway
+    row = await gateway.store.wait_finished(call.tenant_id, request.request_id, gateway.config.long_poll_s)
+    if row is None:
+        return _try_again(request.request_id)
+    if row.state == "done":
+        return await _result(call, row)
+    if row.state == "cancelled":
+        return _failure("the request was cancelled", "user")
+    return _failure(row.error, row.category)
+
+
+async def _result(call: Call, row: RequestRow) -> Response:
+    try:
+        content = await asyncio.to_thread(call.gateway.blobs.get_payload, row.result_ref)
+    except NotFound:
+        return _lost(row)
+    return Response(content, media_type=PROTOBUF_TYPE if row.kind in _PROTOBUF_KINDS else JSON_TYPE)
+
+
+def _lost(row: RequestRow) -> Response:
+    """Results are kept for a while only. A lost sample is drawn again (410); training must not run twice."""
+    message = f"the result of request {row.request_id} is no more: it was not fetched in time"
+    if row.kind == "sample":
+        return json_reply({"detail": message}, status=410)
+    return _failure(message, "server")
+
+
+def _failure(message: str, category: str) -> Response:
+    """Failures are answers: clients repeat any other status for ever, or die of it (tinker-api P10)."""
+    return json_reply({"error": message or "the request failed", "category": category})
+
+
+def _try_again(request_id: str) -> Response:
+    content: Json = {"type": "try_again", "request_id": request_id, "queue_state": "active"}
+    return json_reply(content, status=408)
+
+
+async def cancel_future(call: Call) -> Response:
+    """Drop a sample that nobody waits for; one that has finished stays as it is."""
+    request = await read_json(call, FutureRequest)
+    gateway = call.gateway
+    row = await gateway.store.get_request(call.tenant_id, request.request_id)
+    if row.kind != "sample":
+        raise InvalidRequest(f"request {row.request_id} is of kind {row.kind}; only samples can be cancelled")
+    if row.state == "queued":
+        await gateway.store.finish([FinishedRequest(row.request_id, "cancelled", gateway.clock())])
+        gateway.hooks.on_cancel(row.request_id)
+    return json_reply({})
+
+
+ROUTES = (
+    Route("POST", "/retrieve_future", retrieve_future),
+    Route("POST", "/cancel_future", cancel_future),
+)

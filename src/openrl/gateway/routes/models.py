@@ -1,0 +1,176 @@
+"""Training runs as they come and go: create_model, load_weights, get_info, unload_model."""
+
+from dataclasses import replace
+
+from starlette.responses import Response
+
+from openrl.errors import InvalidRequest, QuotaExceeded, SessionEnded
+from openrl.gateway.admission import admit_lora, check_load, check_optimizer, check_rank
+from openrl.gateway.body import parse_json, read_body, read_json
+from openrl.gateway.checkpoint_access import find_checkpoint, read_manifest
+from openrl.gateway.context import Call, Route
+from openrl.gateway.metadata import check_metadata
+from openrl.gateway.replies import future_reply, json_reply
+from openrl.gateway.submission import new_request, submit_json
+from openrl.protocol.paths import training_run_id
+from openrl.protocol.runs import RunSpec
+from openrl.protocol.wire import (
+    AdapterManifest,
+    CreateModelRequest,
+    LoadWeightsPayload,
+    LoadWeightsRequest,
+    OptimizerConfig,
+    RunRequest,
+)
+from openrl.store.base import CheckpointRow, Json, RunRow
+
+_UNLOAD_TRIES = 1000
+
+
+async def create_model(call: Call) -> Response:
+    """A new run with a fresh adapter."""
+    body = await read_body(call)
+    request = parse_json(body, CreateModelRequest)
+    check_optimizer(request.optimizer_config)
+    lora = admit_lora(request.lora_config, call.gateway.config)
+    base_model = call.gateway.catalog.get(request.base_model).name
+    spec = RunSpec(
+        run_id=training_run_id(request.session_id, request.model_seq_id),
+        tenant_id=call.tenant_id,
+        base_model=base_model,
+        rank=lora.rank,
+        seed=call.gateway.new_seed() if lora.seed is None else lora.seed,
+        train_attn=lora.train_attn,
+        train_mlp=lora.train_mlp,
+        train_unembed=lora.train_unembed,
+    )
+    run = await _new_run(
+        call, spec, request.session_id, request.model_seq_id, request.optimizer_config, request.user_metadata
+    )
+    _, row = await call.gateway.store.create_run(run, new_request(call, run, "create_model", 0), body)
+    return future_reply(row)
+
+
+async def load_weights(call: Call) -> Response:
+    """A new run from a checkpoint or, with `model_id`, a checkpoint into a run."""
+    body = await read_body(call)
+    request = parse_json(body, LoadWeightsRequest)
+    if request.model_id is not None:
+        return await submit_json(call, body, "load_weights", LoadWeightsRequest, _admit_load)
+    return await _create_from_checkpoint(call, request)
+
+
+async def _create_from_checkpoint(call: Call, request: LoadWeightsRequest) -> Response:
+    if request.session_id is None or request.model_seq_id is None:
+        raise InvalidRequest("give model_id and seq_id, or session_id and model_seq_id")
+    checkpoint, manifest = await _resolve(call, request)
+    check_rank(manifest.rank, call.gateway.config)
+    spec = RunSpec(
+        run_id=training_run_id(request.session_id, request.model_seq_id),
+        tenant_id=call.tenant_id,
+        base_model=call.gateway.catalog.get(manifest.base_model).name,
+        rank=manifest.rank,
+        seed=manifest.seed,
+        train_attn=manifest.train_attn,
+        train_mlp=manifest.train_mlp,
+        train_unembed=manifest.train_unembed,
+    )
+    optimizer = request.optimizer_config or OptimizerConfig()
+    run = await _new_run(call, spec, request.session_id, request.model_seq_id, optimizer, request.user_metadata)
+    row = new_request(call, run, "load_weights", 0)
+    _, row = await call.gateway.store.create_run(run, row, _load_payload(request, checkpoint))
+    return future_reply(row)
+
+
+async def _admit_load(call: Call, run: RunRow, request: LoadWeightsRequest, _: bytes) -> bytes:
+    checkpoint, manifest = await _resolve(call, request)
+    spec = run.spec
+    here = (spec.base_model, spec.rank, spec.train_attn, spec.train_mlp, spec.train_unembed)
+    there = (manifest.base_model, manifest.rank, manifest.train_attn, manifest.train_mlp, manifest.train_unembed)
+    if here != there:
+        names = "(base model, rank, train_attn, train_mlp, train_unembed)"
+        raise InvalidRequest(f"{request.path} has {names} {there}; run {spec.run_id} has {here}")
+    return _load_payload(request, checkpoint)
+
+
+async def _resolve(call: Call, request: LoadWeightsRequest) -> tuple[CheckpointRow, AdapterManifest]:
+    """The checkpoint a load asks for, and its shape; raises InvalidRequest and NotFound."""
+    check_optimizer(request.optimizer_config)
+    checkpoint = await find_checkpoint(call, request.path, request.weights_access_token)
+    if checkpoint.kind != "weights":
+        raise InvalidRequest(f"{request.path} is of kind {checkpoint.kind}; training continues from kind weights")
+    manifest = await read_manifest(call, checkpoint)
+    check_load(manifest, request.path, with_optimizer=request.optimizer, base_model=request.base_model)
+    return checkpoint, manifest
+
+
+def _load_payload(request: LoadWeightsRequest, checkpoint: CheckpointRow) -> bytes:
+    payload = LoadWeightsPayload(key=checkpoint.key, optimizer=request.optimizer, path=request.path)
+    return payload.model_dump_json().encode()
+
+
+async def _new_run(
+    call: Call,
+    spec: RunSpec,
+    session_id: str,
+    model_seq_id: int,
+    optimizer: OptimizerConfig,
+    user_metadata: Json | None,
+) -> RunRow:
+    """The row of a run that starts; raises SessionEnded and NotFound for its session."""
+    session = await call.gateway.store.get_session(call.tenant_id, session_id)
+    if session.state != "active":
+        raise SessionEnded(f"session {session_id} is {session.state}: it takes no new training run")
+    now = call.gateway.clock()
+    return RunRow(
+        spec=spec,
+        session_id=session_id,
+        model_seq_id=model_seq_id,
+        created_at=now,
+        last_request_at=now,
+        optimizer_config=optimizer.model_dump(),
+        user_metadata=check_metadata(user_metadata),
+    )
+
+
+async def get_info(call: Call) -> Response:
+    """What a run trains."""
+    request = await read_json(call, RunRequest)
+    run = await call.gateway.store.get_run(call.tenant_id, request.model_id)
+    model = call.gateway.catalog.get(run.spec.base_model)
+    return json_reply(
+        {
+            "type": "get_info",
+            "model_id": run.spec.run_id,
+            "model_data": {"arch": model.architecture, "model_name": model.name, "tokenizer_id": model.name},
+            "model_name": model.name,
+            "is_lora": True,
+            "lora_rank": run.spec.rank,
+            "optimizer_config": run.optimizer_config,
+        }
+    )
+
+
+async def unload_model(call: Call) -> Response:
+    """Queue the end of a run. Its body has no number: it takes the first that is free."""
+    body = await read_body(call)
+    request = parse_json(body, RunRequest)
+    run = await call.gateway.store.get_run(call.tenant_id, request.model_id)
+    _, first, finished = await call.gateway.store.run_progress(request.model_id)
+    row = new_request(call, run, "unload_model", first)
+    for seq_id in range(first, first + _UNLOAD_TRIES + len(finished)):
+        if seq_id in finished:
+            continue
+        numbered = replace(row, seq_id=seq_id, dedupe_key=f"run:{run.spec.run_id}:{seq_id}")
+        stored = await call.gateway.store.enqueue(numbered, body)
+        if stored.kind == "unload_model":
+            return future_reply(stored)
+    raise QuotaExceeded(f"more than {_UNLOAD_TRIES} requests of run {run.spec.run_id} are waiting; unload it later")
+
+
+ROUTES = (
+    Route("POST", "/create_model", create_model),
+    Route("POST", "/load_weights", load_weights),
+    Route("POST", "/get_info", get_info),
+    Route("POST", "/unload_model", unload_model),
+)

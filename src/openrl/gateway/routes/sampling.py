@@ -1,0 +1,110 @@
+"""Sampling sessions, and samples from them."""
+
+import json
+from dataclasses import replace
+from functools import partial
+
+from starlette.responses import Response
+
+from openrl.errors import InvalidRequest, SessionEnded
+from openrl.gateway.body import parse_json, read_body, read_json
+from openrl.gateway.checkpoint_access import find_checkpoint, read_manifest
+from openrl.gateway.context import Call, Route
+from openrl.gateway.replies import JSON_TYPE, json_reply
+from openrl.gateway.sample_admission import admit_sample
+from openrl.protocol.paths import sampling_session_id
+from openrl.protocol.wire import CreateSamplingSessionRequest, SampleRequest
+from openrl.store.base import RequestRow, SamplerRow
+
+
+async def asample(call: Call) -> Response:
+    """Queue continuations of a prompt."""
+    gateway = call.gateway
+    body = await read_body(call)
+    request = parse_json(body, SampleRequest)
+    sampler_id = request.sampling_session_id
+    sampler = await gateway.samplers.get(call.tenant_id, sampler_id, partial(_open_sampler, call))
+    num_tokens = admit_sample(request, gateway.catalog.get(sampler.base_model), gateway.config)
+    row = RequestRow(
+        request_id=gateway.new_id(),
+        tenant_id=call.tenant_id,
+        session_id=sampler.session_id,
+        kind="sample",
+        dedupe_key=f"sampler:{sampler_id}:{request.seq_id}",
+        seq_id=request.seq_id,
+        created_at=gateway.clock(),
+        sampler_id=sampler_id,
+        base_model=sampler.base_model,
+        num_tokens=num_tokens,
+        num_sequences=request.num_samples,
+    )
+    stored = await gateway.store.enqueue(row, body)
+    return _sample_reply(stored.request_id, request.num_samples)
+
+
+def _sample_reply(request_id: str, num_samples: int) -> Response:
+    """Ids of the sequences are made from the request's: a retried submission gets the same ones."""
+    sequence_ids = [f"{request_id}:{i}" for i in range(num_samples)]
+    content = json.dumps({"request_id": request_id, "sample_sequence_ids": sequence_ids})
+    return Response(content.encode(), media_type=JSON_TYPE)
+
+
+async def _open_sampler(call: Call, tenant_id: str, sampler_id: str) -> SamplerRow:
+    """The sampler, unless its session is over; raises NotFound and InvalidRequest.
+
+    Not SessionEnded: on a sampling request, clients take 410 for lost work and submit it again for ever.
+    """
+    sampler = await call.gateway.store.get_sampler(tenant_id, sampler_id)
+    session = await call.gateway.store.get_session(tenant_id, sampler.session_id)
+    if session.state != "active":
+        raise InvalidRequest(f"session {session.session_id} of sampler {sampler_id} is {session.state}")
+    return sampler
+
+
+async def create_sampling_session(call: Call) -> Response:
+    """A name for weights that never change: a saved adapter, or the base model alone."""
+    request = await read_json(call, CreateSamplingSessionRequest)
+    session = await call.gateway.store.get_session(call.tenant_id, request.session_id)
+    if session.state != "active":
+        raise SessionEnded(f"session {request.session_id} is {session.state}: it takes no new sampler")
+    row = SamplerRow(
+        sampler_id=sampling_session_id(request.session_id, request.sampling_session_seq_id),
+        tenant_id=call.tenant_id,
+        session_id=request.session_id,
+        base_model="",
+        created_at=call.gateway.clock(),
+        sampling_session_seq_id=request.sampling_session_seq_id,
+    )
+    if request.model_path is not None:
+        row = await _with_adapter(call, row, request.model_path)
+    elif request.base_model is not None:
+        row = replace(row, base_model=call.gateway.catalog.get(request.base_model).name)
+    else:
+        raise InvalidRequest("give model_path or base_model")
+    stored = await call.gateway.store.create_sampler(row)
+    return json_reply({"type": "create_sampling_session", "sampling_session_id": stored.sampler_id})
+
+
+async def _with_adapter(call: Call, row: SamplerRow, model_path: str) -> SamplerRow:
+    checkpoint = await find_checkpoint(call, model_path)
+    if checkpoint.kind != "sampler_weights":
+        raise InvalidRequest(f"{model_path} is of kind {checkpoint.kind}; samples are drawn from kind sampler_weights")
+    manifest = await read_manifest(call, checkpoint)
+    base_model = call.gateway.catalog.get(manifest.base_model).name
+    return replace(row, base_model=base_model, model_path=model_path, adapter_key=checkpoint.key)
+
+
+async def get_sampler(call: Call) -> Response:
+    """What a sampling session samples from."""
+    sampler = await call.gateway.store.get_sampler(call.tenant_id, call.path["sampler_id"])
+    content = {"sampler_id": sampler.sampler_id, "base_model": sampler.base_model}
+    if sampler.model_path is not None:
+        content["model_path"] = sampler.model_path
+    return json_reply(content)
+
+
+ROUTES = (
+    Route("POST", "/asample", asample),
+    Route("POST", "/create_sampling_session", create_sampling_session),
+    Route("GET", "/samplers/{sampler_id}", get_sampler),
+)

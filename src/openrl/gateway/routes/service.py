@@ -1,0 +1,62 @@
+"""What clients ask before they start: settings, capabilities, health."""
+
+from starlette.responses import Response
+
+from openrl.gateway.body import read_json
+from openrl.gateway.context import Call, Route
+from openrl.gateway.replies import json_reply
+from openrl.protocol.wire import ClientConfigRequest
+from openrl.store.base import Json
+
+
+async def client_config(call: Call) -> Response:
+    """Settings of the client; what is absent has its default there (tinker-api §2.1)."""
+    await read_json(call, ClientConfigRequest)
+    content: Json = {
+        "pjwt_auth_enabled": False,
+        "parallel_fwdbwd_chunks": True,
+        "proto_write_fwdbwd": True,
+        "fwd_via_fwdbwd": True,
+        "create_model_via_load_weights": True,
+    }
+    return json_reply(content)
+
+
+async def client_dynamic_config(call: Call) -> Response:
+    """Settings that clients fetch again while they run."""
+    await read_json(call, ClientConfigRequest)
+    return json_reply({"refresh_interval_sec": 300, "sample_cancel_enabled": True})
+
+
+async def get_server_capabilities(call: Call) -> Response:
+    """The base models served here."""
+    models = [
+        {
+            "model_name": model.name,
+            "max_context_length": model.context_length,
+            "trainable": True,
+            "sampleable": True,
+        }
+        for model in call.gateway.catalog.all()
+    ]
+    return json_reply({"supported_models": models})
+
+
+async def healthz(_: Call) -> Response:
+    """The process answers."""
+    return json_reply({"status": "ok"})
+
+
+async def readyz(call: Call) -> Response:
+    """Whether work can be done: 503 until it can."""
+    is_ready = call.gateway.hooks.is_ready()
+    return json_reply({"status": "ready" if is_ready else "starting"}, status=200 if is_ready else 503)
+
+
+ROUTES = (
+    Route("POST", "/client/config", client_config),
+    Route("POST", "/client/dynamic_config", client_dynamic_config),
+    Route("GET", "/get_server_capabilities", get_server_capabilities),
+    Route("GET", "/healthz", healthz, is_public=True),
+    Route("GET", "/readyz", readyz, is_public=True),
+)

@@ -1,0 +1,124 @@
+"""forward_backward, optim_step and the saves: requests in the order of their run's numbers."""
+
+import asyncio
+from dataclasses import replace
+
+from starlette.responses import Response
+
+from openrl.errors import InvalidRequest, NotFound
+from openrl.gateway.admission import admit_forward_backward, admit_optim_step, check_sampler_save
+from openrl.gateway.body import BodyTooLarge, read_body
+from openrl.gateway.checkpoint_access import checkpoint_exists
+from openrl.gateway.context import Call, Route
+from openrl.gateway.metadata import check_metadata
+from openrl.gateway.replies import future_reply
+from openrl.gateway.submission import find_run, new_request, refuse, submit_json
+from openrl.protocol.codec import decode_forward_backward, decode_run_and_seq_id
+from openrl.protocol.datum import ForwardBackwardInput
+from openrl.protocol.paths import CheckpointPath, parse_checkpoint_name
+from openrl.protocol.prefix import read_address
+from openrl.protocol.wire import OptimStepRequest, SaveWeightsForSamplerRequest, SaveWeightsRequest
+from openrl.store.base import RunRow
+
+_INLINE_BYTES = 2**16
+"""Larger bodies are decoded and checked in a thread, so that they do not hold up other requests."""
+
+
+async def forward_backward(call: Call) -> Response:
+    """Queue gradients, or only outputs, of datums."""
+    try:
+        body = await read_body(call)
+    except BodyTooLarge as error:
+        return await _refuse_address(call, read_address(error.prefix), error)
+    try:
+        request = await _decode(body)
+    except InvalidRequest as error:
+        return await _refuse_address(call, decode_run_and_seq_id(body), error)
+    _check_seq_id(request.seq_id)
+    run = await find_run(call, request.run_id)
+    row = new_request(call, run, "forward" if request.is_forward_only else "forward_backward", request.seq_id)
+    try:
+        num_tokens = await _admit(call, run, request, len(body))
+    except (InvalidRequest, NotFound) as error:
+        return await refuse(call, row, error)
+    return future_reply(await call.gateway.store.enqueue(replace(row, num_tokens=num_tokens), body))
+
+
+async def _decode(body: bytes) -> ForwardBackwardInput:
+    if len(body) <= _INLINE_BYTES:
+        return decode_forward_backward(body)
+    return await asyncio.to_thread(decode_forward_backward, body)
+
+
+async def _admit(call: Call, run: RunRow, request: ForwardBackwardInput, num_bytes: int) -> int:
+    model = call.gateway.catalog.get(run.spec.base_model)
+    if num_bytes <= _INLINE_BYTES:
+        return admit_forward_backward(request, model, call.gateway.config)
+    return await asyncio.to_thread(admit_forward_backward, request, model, call.gateway.config)
+
+
+async def _refuse_address(call: Call, address: tuple[str, int] | None, error: InvalidRequest) -> Response:
+    """Refuse a body that could not be decoded, as far as it says whose it is."""
+    if address is None or address[1] < 1:
+        raise error
+    run_id, seq_id = address
+    run = await find_run(call, run_id)
+    return await refuse(call, new_request(call, run, "forward_backward", seq_id), error)
+
+
+def _check_seq_id(seq_id: int) -> None:
+    if seq_id < 1:
+        raise InvalidRequest(f"seq_id is {seq_id}; it must be at least 1")
+
+
+async def optim_step(call: Call) -> Response:
+    """Queue one optimizer step."""
+    return await submit_json(call, await read_body(call), "optim_step", OptimStepRequest, _admit_optim_step)
+
+
+async def _admit_optim_step(_: Call, __: RunRow, request: OptimStepRequest, body: bytes) -> bytes:
+    admit_optim_step(request)
+    return body
+
+
+async def save_weights(call: Call) -> Response:
+    """Queue a training checkpoint: weights and optimizer state."""
+    return await submit_json(call, await read_body(call), "save_weights", SaveWeightsRequest, _admit_save)
+
+
+async def _admit_save(call: Call, run: RunRow, request: SaveWeightsRequest, body: bytes) -> bytes:
+    check_metadata(request.user_metadata)
+    path = CheckpointPath(run.spec.run_id, "weights", parse_checkpoint_name(request.path))
+    if not request.overwrite:
+        await _check_is_free(call, path)
+    return body
+
+
+async def save_weights_for_sampler(call: Call) -> Response:
+    """Queue a sampler checkpoint, named, or unnamed with a sampling session of its own."""
+    return await submit_json(
+        call, await read_body(call), "save_weights_for_sampler", SaveWeightsForSamplerRequest, _admit_sampler_save
+    )
+
+
+async def _admit_sampler_save(call: Call, run: RunRow, request: SaveWeightsForSamplerRequest, body: bytes) -> bytes:
+    check_sampler_save(request)
+    check_metadata(request.user_metadata)
+    if request.path is not None:
+        path = CheckpointPath(run.spec.run_id, "sampler_weights", parse_checkpoint_name(request.path))
+        await _check_is_free(call, path)
+    return body
+
+
+async def _check_is_free(call: Call, path: CheckpointPath) -> None:
+    """A taken name is an error of the request, never 409: clients retry that for minutes (tinker-api P9)."""
+    if await checkpoint_exists(call, path):
+        raise InvalidRequest(f"checkpoint {path} exists already; choose another name or delete it first")
+
+
+ROUTES = (
+    Route("POST", "/forward_backward", forward_backward),
+    Route("POST", "/optim_step", optim_step),
+    Route("POST", "/save_weights", save_weights),
+    Route("POST", "/save_weights_for_sampler", save_weights_for_sampler),
+)

@@ -1,0 +1,71 @@
+"""Queues training requests: finds the run, admits or refuses, and uses up the number either way.
+
+A client counts a refused request (tinker-api P7): the run's next one carries the next number. So a refusal is
+stored as a request that has failed, and answered with 4xx besides.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+from starlette.responses import Response
+
+from openrl.errors import InvalidRequest, NotFound
+from openrl.gateway.body import Message, parse_json
+from openrl.gateway.context import Call
+from openrl.gateway.replies import future_reply
+from openrl.protocol.runs import TrainingKind
+from openrl.protocol.wire import RunAddress
+from openrl.store.base import RequestRow, RunRow
+
+MAX_ERROR_CHARACTERS = 2000
+
+
+async def find_run(call: Call, run_id: str) -> RunRow:
+    """The tenant's run; only its spec and session may be relied on. Raises NotFound."""
+    if "\x00" in run_id:  # from a protobuf body, where nothing refuses it; databases do
+        raise NotFound(f"training run {run_id[:80]!r} does not exist")
+    return await call.gateway.runs.get(call.tenant_id, run_id, call.gateway.store.get_run)
+
+
+def new_request(call: Call, run: RunRow, kind: TrainingKind, seq_id: int) -> RequestRow:
+    """A queued request of a run; its retry identity is its number."""
+    return RequestRow(
+        request_id=call.gateway.new_id(),
+        tenant_id=call.tenant_id,
+        session_id=run.session_id,
+        kind=kind,
+        dedupe_key=f"run:{run.spec.run_id}:{seq_id}",
+        seq_id=seq_id,
+        created_at=call.gateway.clock(),
+        run_id=run.spec.run_id,
+        base_model=run.spec.base_model,
+    )
+
+
+async def submit_json(
+    call: Call,
+    body: bytes,
+    kind: TrainingKind,
+    model: type[Message],
+    admit: Callable[[Call, RunRow, Message, bytes], Awaitable[bytes]],
+) -> Response:
+    """Queue what `admit` makes of the body; it raises InvalidRequest or NotFound to refuse."""
+    address = parse_json(body, RunAddress)
+    run = await find_run(call, address.model_id)
+    row = new_request(call, run, kind, address.seq_id)
+    try:
+        payload = await admit(call, run, parse_json(body, model), body)
+    except (InvalidRequest, NotFound) as error:
+        return await refuse(call, row, error)
+    return future_reply(await call.gateway.store.enqueue(row, payload))
+
+
+async def refuse(call: Call, row: RequestRow, error: InvalidRequest | NotFound) -> Response:
+    """Use up the request's number and raise `error`; the retry of a request that was queued gets its id again."""
+    failed = replace(
+        row, state="failed", error=str(error)[:MAX_ERROR_CHARACTERS], category="user", finished_at=row.created_at
+    )
+    stored = await call.gateway.store.enqueue(failed, b"")
+    if stored.request_id != row.request_id:
+        return future_reply(stored)
+    raise error

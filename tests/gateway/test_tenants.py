@@ -1,0 +1,127 @@
+"""What belongs to one tenant does not exist for another, on every endpoint."""
+
+from typing import Any
+
+import httpx
+import pytest
+
+from openrl.protocol.codec import encode_forward_backward
+from openrl.protocol.datum import Datum, ForwardBackwardInput
+from tests.gateway.gateway_server import MODEL, GatewayServer
+from tests.gateway.raw_client import Owned, create_owned, datum
+
+
+@pytest.fixture
+def owned(http: httpx.Client) -> Owned:
+    return create_owned(http)
+
+
+def json_calls(owned: Owned) -> list[tuple[str, str, dict[str, Any] | None]]:
+    run, path = owned.run_id, owned.sampler_path
+    at = f"training_runs/{run}/checkpoints"
+    step = {"model_id": run, "seq_id": 50}
+    new_run = {"session_id": owned.session_id, "model_seq_id": 9}
+    new_sampler = {"session_id": owned.session_id, "sampling_session_seq_id": 7}
+    return [
+        ("POST", "session_heartbeat", {"session_id": owned.session_id}),
+        ("POST", f"sessions/{owned.session_id}/finish", {"reason": {"type": "success"}}),
+        ("GET", f"sessions/{owned.session_id}", None),
+        (
+            "POST",
+            "create_model",
+            {**new_run, "base_model": MODEL.name, "lora_config": {"rank": 8}},
+        ),
+        ("POST", "load_weights", {**new_run, "path": owned.weights_path}),
+        ("POST", "load_weights", {**step, "path": owned.weights_path}),
+        ("POST", "get_info", {"model_id": run}),
+        ("POST", "optim_step", {**step, "adam_params": {}}),
+        ("POST", "save_weights", {**step, "path": "x"}),
+        ("POST", "save_weights_for_sampler", {**step, "path": "x"}),
+        ("POST", "unload_model", {"model_id": run}),
+        (
+            "POST",
+            "create_sampling_session",
+            {**new_sampler, "base_model": MODEL.name},
+        ),
+        ("GET", f"samplers/{owned.sampler_id}", None),
+        (
+            "POST",
+            "asample",
+            {
+                "sampling_session_id": owned.sampler_id,
+                "seq_id": 50,
+                "prompt": {"chunks": [{"tokens": [1]}]},
+                "sampling_params": {"max_tokens": 1},
+            },
+        ),
+        ("POST", "retrieve_future", {"request_id": owned.request_id}),
+        ("POST", "cancel_future", {"request_id": owned.request_id}),
+        ("GET", f"training_runs/{run}", None),
+        ("GET", at, None),
+        ("DELETE", f"{at}/sampler_weights/s", None),
+        ("POST", f"{at}/sampler_weights/s/publish", None),
+        ("DELETE", f"{at}/sampler_weights/s/publish", None),
+        ("PUT", f"{at}/sampler_weights/s/ttl", {"ttl_seconds": 3600}),
+        ("GET", f"{at}/sampler_weights/s/archive", None),
+        ("POST", "weights_info", {"tinker_path": path}),
+    ]
+
+
+def test_another_tenants_things_are_not_found_anywhere(owned: Owned, bob_http: httpx.Client, server: GatewayServer):
+    num_requests = len(server.store._requests)
+    for method, path, body in json_calls(owned):
+        answer = bob_http.request(method, path, json=body)
+        assert answer.status_code == 404, (method, path, answer.text)
+    body = encode_forward_backward(ForwardBackwardInput(owned.run_id, 50, (datum([1, 2]),), "cross_entropy"))
+    assert bob_http.post("forward_backward", content=body).status_code == 404
+    assert len(server.store._requests) == num_requests
+
+
+def test_refused_bodies_do_not_tell_whether_a_run_exists(owned: Owned, bob_http: httpx.Client):
+    bad = Datum(datum([1, 2]).tokens, {})
+    for run_id in (owned.run_id, "no-such-run"):
+        body = encode_forward_backward(ForwardBackwardInput(run_id, 50, (bad,), "cross_entropy"))
+        assert bob_http.post("forward_backward", content=body).status_code == 404
+
+
+def test_own_session_with_anothers_checkpoint_is_not_found(owned: Owned, bob_http: httpx.Client):
+    session_id = bob_http.post("create_session", json={}).json()["session_id"]
+    load = {"session_id": session_id, "model_seq_id": 0, "path": owned.weights_path}
+    assert bob_http.post("load_weights", json=load).status_code == 404
+    sampling = {"session_id": session_id, "sampling_session_seq_id": 0, "model_path": owned.sampler_path}
+    assert bob_http.post("create_sampling_session", json=sampling).status_code == 404
+
+
+def test_listings_hold_only_the_tenants_own(owned: Owned, http: httpx.Client, bob_http: httpx.Client):
+    assert bob_http.get("training_runs").json()["training_runs"] == []
+    assert bob_http.get("checkpoints").json() == {
+        "checkpoints": [],
+        "cursor": {"offset": 0, "limit": 100, "total_count": 0},
+    }
+    assert bob_http.get("sessions").json() == {"sessions": []}
+    assert [run["training_run_id"] for run in http.get("training_runs").json()["training_runs"]] == [owned.run_id]
+
+
+def test_a_published_checkpoint_is_readable_by_all_and_writable_by_its_owner_only(
+    owned: Owned, http: httpx.Client, bob_http: httpx.Client
+):
+    at = f"training_runs/{owned.run_id}/checkpoints/sampler_weights/s"
+    assert http.post(f"{at}/publish").status_code == 204
+    assert http.post(f"{at}/publish").status_code == 204
+    info = bob_http.post("weights_info", json={"tinker_path": owned.sampler_path}).json()
+    assert (info["base_model"], info["lora_rank"]) == (MODEL.name, 8)
+    session_id = bob_http.post("create_session", json={}).json()["session_id"]
+    sampling = {"session_id": session_id, "sampling_session_seq_id": 0, "model_path": owned.sampler_path}
+    assert bob_http.post("create_sampling_session", json=sampling).status_code == 200
+    assert bob_http.delete(at).status_code == 404
+    assert bob_http.put(f"{at}/ttl", json={"ttl_seconds": None}).status_code == 404
+    assert bob_http.delete(f"{at}/publish").status_code == 404
+    assert http.delete(f"{at}/publish").status_code == 204
+    assert bob_http.post("weights_info", json={"tinker_path": owned.sampler_path}).status_code == 404
+
+
+def test_an_access_token_lends_another_tenants_checkpoint(owned: Owned, bob_http: httpx.Client):
+    session_id = bob_http.post("create_session", json={}).json()["session_id"]
+    load = {"session_id": session_id, "model_seq_id": 0, "path": owned.weights_path}
+    assert bob_http.post("load_weights", json={**load, "weights_access_token": "tml-alice"}).status_code == 200
+    assert bob_http.post("load_weights", json={**load, "weights_access_token": "tml-nobody"}).status_code == 401
