@@ -1,0 +1,138 @@
+"""The training engine: many runs' requests packed together over one base model.
+
+A job's numbers do not depend on what else is in the pass: rows are independent of each other, losses and
+gradients are formed datum by datum (on CUDA, unless asked, job by job), gradients add up in datum order in
+the job's own staging area, and that is added to the run's pending gradients once, when the whole job has
+succeeded.
+"""
+
+from collections.abc import Generator, Mapping, Sequence
+from pathlib import Path
+
+from openrl.config import TrainingConfig
+from openrl.errors import OpenRLError, RequestFailed
+from openrl.model.base_model import BaseModel
+from openrl.model.lora import AdapterBank
+from openrl.protocol.datum import ForwardBackwardInput
+from openrl.protocol.results import ForwardBackwardResult
+from openrl.protocol.runs import RunSpec
+from openrl.training.base import OptimStep, RunState, TrainingEngine
+from openrl.training.gradients import StagedGradients
+from openrl.training.job import Job, open_job
+from openrl.training.micro_batch_pass import PassContext, run_micro_batch
+from openrl.training.optimizer import step_adamw
+from openrl.training.packing import pack
+from openrl.training.residency import Residency
+from openrl.training.runs import create_run, export_state, load_weights
+from openrl.training.spill import SpillDirectory
+
+JobResult = ForwardBackwardResult | RequestFailed
+
+
+class PackedTrainingEngine(TrainingEngine):
+    """See TrainingEngine. `micro_batch_tokens`: rows of one forward and backward pass."""
+
+    def __init__(self, context: PassContext, residency: Residency, micro_batch_tokens: int) -> None:
+        self._context = context
+        self._model = context.model
+        self._residency = residency
+        self._micro_batch_tokens = micro_batch_tokens
+
+    def open_run(self, run: RunSpec, state: RunState | None) -> None:
+        self._residency.add(create_run(run, self._model.linear_shapes, state))
+
+    def close_run(self, run_id: str) -> None:
+        self._residency.remove(run_id)
+
+    def export_run(self, run_id: str) -> RunState:
+        return export_state(self._residency.read(run_id))
+
+    def load_weights(self, run_id: str, state: RunState, with_optimizer: bool) -> None:
+        self._residency.add(load_weights(self._residency.read(run_id), state, with_optimizer))
+
+    def optim_step(self, steps: Sequence[OptimStep]) -> list[dict[str, float] | RequestFailed]:
+        return [self._step(step) for step in steps]
+
+    def forward_backward(self, jobs: Sequence[ForwardBackwardInput]) -> Generator[None, None, list[JobResult]]:
+        results: dict[int, JobResult] = {}
+        for wave in self._waves(jobs):
+            opened = self._open_jobs(jobs, wave, results)
+            run_ids = [job.input.run_id for job in opened.values()]
+            with self._residency.on_device(run_ids) as slots:
+                yield from self._run_wave(list(opened.values()), slots)
+                for index, job in opened.items():
+                    self._commit(job)
+                    results[index] = job.result()
+        return [results[index] for index in range(len(jobs))]
+
+    def _step(self, step: OptimStep) -> dict[str, float] | RequestFailed:
+        try:
+            with self._residency.on_device([step.run_id]):
+                metrics = step_adamw(self._residency.read(step.run_id), step.params)
+                self._residency.refresh(step.run_id)
+        except RequestFailed as error:
+            return error
+        except OpenRLError as error:
+            return RequestFailed(str(error), "server")
+        return metrics
+
+    def _waves(self, jobs: Sequence[ForwardBackwardInput]) -> list[list[int]]:
+        """Job indices that compute together: all forward-only or none, and no more runs than slots."""
+        waves: list[list[int]] = []
+        for is_forward_only in (False, True):
+            wave: list[int] = []
+            for index in (index for index, job in enumerate(jobs) if job.is_forward_only == is_forward_only):
+                run_ids = {jobs[other].run_id for other in wave} | {jobs[index].run_id}
+                if len(run_ids) > self._context.bank.num_slots:
+                    waves.append(wave)
+                    wave = []
+                wave.append(index)
+            waves.append(wave)
+        return [wave for wave in waves if wave]
+
+    def _open_jobs(
+        self, jobs: Sequence[ForwardBackwardInput], wave: Sequence[int], results: dict[int, JobResult]
+    ) -> dict[int, Job]:
+        """The wave's jobs that can run; the others' failures go into `results`."""
+        opened: dict[int, Job] = {}
+        for index in wave:
+            job = open_job(self._model, jobs[index])
+            if isinstance(job, Job) and job.input.run_id not in self._residency:
+                job = RequestFailed(f"run {job.input.run_id!r} is not open on this worker", "server")
+            if isinstance(job, Job):
+                opened[index] = job
+            else:
+                results[index] = job
+        return opened
+
+    def _run_wave(self, jobs: Sequence[Job], slots: Mapping[str, int]) -> Generator[None, None, None]:
+        """Compute every datum of the jobs, micro-batch by micro-batch."""
+        for job in jobs:
+            if not job.input.is_forward_only:
+                layout = self._residency.read(job.input.run_id).layout
+                job.staged = StagedGradients(layout, self._model.device)
+        lengths = [[datum.num_tokens for datum in job.input.data] for job in jobs]
+        for places in pack(lengths, self._micro_batch_tokens):
+            live = [place for place in places if jobs[place.job].error is None]
+            if live:
+                run_micro_batch(self._context, jobs, live, slots)
+            yield
+
+    def _commit(self, job: Job) -> None:
+        """Give the run what a successful job has staged."""
+        if job.error is None and job.staged is not None and job.input.run_id in self._residency:
+            self._residency.read(job.input.run_id).add_gradients(job.staged.flat_P)
+
+
+def create_training_engine(
+    model: BaseModel, config: TrainingConfig, scratch_dir: Path, *, deterministic: bool = False
+) -> PackedTrainingEngine:
+    """An engine over the model; `scratch_dir` is for this process alone and may be deleted when it ends.
+
+    `deterministic`: gradients do not depend on who shares a pass, to the bit, also on CUDA; slower there.
+    """
+    is_cuda = model.device.type == "cuda"
+    bank = AdapterBank(model.linear_shapes, config.resident_runs, model.dtype, model.device)
+    context = PassContext(model, bank, merges_jobs=is_cuda and not deterministic)
+    residency = Residency(bank, model.device, config.host_bytes, SpillDirectory(scratch_dir))
+    return PackedTrainingEngine(context, residency, config.micro_batch_tokens or (8192 if is_cuda else 512))

@@ -1,0 +1,65 @@
+"""Flat fp32 buffers for LoRA factors, and the staging area where a job's gradients add up.
+
+Legend: D inputs, O outputs, R rank, P parameters of one run.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from openrl.model.adapter import LoraPair
+
+
+@dataclass(frozen=True, slots=True)
+class FlatLayout:
+    """Where each factor lies in a run's flat buffers: per linear in model order, A before B."""
+
+    shapes: Mapping[str, tuple[int, int]]  # linear name -> (D, O), only those the run trains
+    rank: int
+
+    @property
+    def size(self) -> int:
+        """Length P of a flat buffer."""
+        return sum(self._sizes())
+
+    def pairs(self, flat_P: Float[Tensor, " P"]) -> dict[str, LoraPair]:
+        """Views of a flat buffer as factors."""
+        starts = accumulate(self._sizes(), initial=0)
+        return {
+            name: LoraPair(
+                flat_P[start : start + self.rank * inputs].view(self.rank, inputs),
+                flat_P[start + self.rank * inputs : start + self.rank * (inputs + outputs)].view(outputs, self.rank),
+            )
+            for (name, (inputs, outputs)), start in zip(self.shapes.items(), starts, strict=False)
+        }
+
+    def flatten(self, pairs: Mapping[str, LoraPair]) -> Float[Tensor, " P"]:
+        """A new flat fp32 buffer on the host that holds the factors."""
+        parts = [part.reshape(-1) for name in self.shapes for part in (pairs[name].a_RD, pairs[name].b_OR)]
+        return torch.cat(parts).to("cpu", torch.float32) if parts else torch.zeros(0)
+
+    def _sizes(self) -> Sequence[int]:
+        return [self.rank * (inputs + outputs) for inputs, outputs in self.shapes.values()]
+
+
+class StagedGradients:
+    """Gradients of one job: added segment by segment, given to the run only when the job has succeeded."""
+
+    def __init__(self, layout: FlatLayout, device: torch.device) -> None:
+        self.flat_P = torch.zeros(layout.size, device=device)
+        self._pairs = layout.pairs(self.flat_P)
+
+    def add(self, name: str, da_RD: Float[Tensor, "R D"], db_OR: Float[Tensor, "O R"]) -> None:
+        """Add one segment's gradients of one linear."""
+        pair = self._pairs[name]
+        pair.a_RD.add_(da_RD)
+        pair.b_OR.add_(db_OR)
+
+    def is_finite(self) -> bool:
+        """Whether no sum has overflowed or become NaN."""
+        # The largest absolute value is NaN or infinite if any value is: one pass, no mask in memory.
+        return self.flat_P.numel() == 0 or bool(torch.isfinite(torch.linalg.vector_norm(self.flat_P, torch.inf)))

@@ -1,0 +1,125 @@
+"""Runs one micro-batch: forward pass, losses, and the backward pass into the jobs' staging areas.
+
+Legend: T packed rows, D model dim, M head rows of one call, K targets of one row.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+from openrl.errors import InvalidRequest, RequestFailed
+from openrl.model.adapter import HEAD_NAME
+from openrl.model.base_model import BaseModel
+from openrl.model.batch import Adapters
+from openrl.model.head import target_logprobs
+from openrl.model.lora import AdapterBank, TrainingAdapters
+from openrl.training.evaluation import evaluate
+from openrl.training.job import GradientStage, Job
+from openrl.training.micro_batch import HeadCall, PackedDatum, build_batch, merge_jobs, plan_head
+from openrl.training.packing import Place
+
+
+@dataclass(frozen=True, slots=True)
+class PassContext:
+    """What every pass of an engine works with."""
+
+    model: BaseModel
+    bank: AdapterBank
+    merges_jobs: bool  # see micro_batch.merge_jobs: faster, and gradients are not bit-exact
+
+
+def run_micro_batch(
+    context: PassContext, jobs: Sequence[Job], places: Sequence[Place], slots: Mapping[str, int]
+) -> None:
+    """Evaluate the datums at `places` and stage their gradients; failures end their job only.
+
+    The jobs at `places` are all forward-only or none. `slots`: adapter slot of each run.
+    """
+    with_gradient = jobs[places[0].job].staged is not None
+    model, bank = context.model, context.bank
+    adapters = TrainingAdapters(bank, GradientStage(jobs), model.device) if with_gradient else bank
+    datums = [_packed(jobs[place.job], place, bank, slots) for place in places]
+    with torch.set_grad_enabled(with_gradient):
+        batch = build_batch(model, datums, adapters, context.merges_jobs)
+        hidden_TD = model.hidden(batch)
+        # The head's backward passes run into this leaf, call by call in datum order; then the body's runs once.
+        leaf_TD = hidden_TD.detach().requires_grad_(with_gradient)
+        for call in plan_head(model, datums):
+            _run_head(context, adapters, jobs, places, datums, call, leaf_TD)
+    _evaluate_without_targets(jobs, places, datums)
+    if with_gradient:
+        if leaf_TD.grad is not None and hidden_TD.requires_grad:
+            hidden_TD.backward(leaf_TD.grad)
+        _fail_overflowed(jobs, places)
+
+
+def _packed(job: Job, place: Place, bank: AdapterBank, slots: Mapping[str, int]) -> PackedDatum:
+    slot = slots[job.input.run_id]
+    return PackedDatum(
+        job=place.job,
+        slot=slot,
+        trains_head=bank.factors(slot, HEAD_NAME) is not None,
+        datum=job.input.data[place.datum],
+        targets=job.targets[place.datum],
+        needs_grad_M=job.needs_grad_M[place.datum],
+    )
+
+
+def _run_head(
+    context: PassContext,
+    adapters: Adapters,
+    jobs: Sequence[Job],
+    places: Sequence[Place],
+    datums: Sequence[PackedDatum],
+    call: HeadCall,
+    leaf_TD: Tensor,
+) -> None:
+    """Log-probabilities and losses of one head call; with gradient, adds to the leaf's."""
+    hidden_MD = leaf_TD.index_select(0, call.rows_M)
+    segments = merge_jobs(call.segments) if context.merges_jobs else call.segments
+    logprobs_MK = target_logprobs(context.model, hidden_MD, call.targets_MK, adapters, segments, call.needs_grad_M)
+    host_MK = logprobs_MK.detach().cpu()
+    gradient_MK = torch.zeros_like(host_MK)
+    for index, segment in zip(call.datums, call.segments, strict=True):
+        rows = slice(segment.start, segment.start + segment.length)
+        gradient = _evaluate(jobs[places[index].job], places[index], datums[index], host_MK[rows])
+        if gradient is not None:
+            gradient_MK[rows] = gradient
+    if logprobs_MK.requires_grad:
+        logprobs_MK.backward(gradient_MK.to(logprobs_MK.device))
+
+
+def _evaluate(
+    job: Job, place: Place, packed: PackedDatum, logprobs_MK: Float32[Tensor, "M K"]
+) -> Float32[Tensor, "M K"] | None:
+    """The gradient of the datum's log-probabilities; None when forward only or failed."""
+    with_gradient = job.staged is not None
+    try:
+        evaluation = evaluate(job.call, packed.datum, packed.targets, logprobs_MK, with_gradient)
+    except (InvalidRequest, RequestFailed) as error:
+        job.fail(f"datum {place.datum}", error)
+        return None
+    job.evaluations[place.datum] = evaluation
+    return evaluation.gradient_MK
+
+
+def _evaluate_without_targets(jobs: Sequence[Job], places: Sequence[Place], datums: Sequence[PackedDatum]) -> None:
+    """Outputs of datums that ask for no log-probability at all."""
+    for place, packed in zip(places, datums, strict=True):
+        if not len(packed.targets.rows_M):
+            num_targets = packed.targets.ids_MK.shape[1]
+            with torch.enable_grad():
+                _evaluate(jobs[place.job], place, packed, torch.zeros(0, num_targets))
+
+
+def _fail_overflowed(jobs: Sequence[Job], places: Sequence[Place]) -> None:
+    """End the jobs whose staged gradients are not finite after this micro-batch."""
+    for index in dict.fromkeys(place.job for place in places):
+        job = jobs[index]
+        if job.staged is not None and not job.staged.is_finite():
+            numbers = [str(place.datum) for place in places if place.job == index]
+            error = RequestFailed("the gradient is not finite; nothing was added to the run", "server")
+            job.fail(f"datum {' or '.join(numbers)}", error)

@@ -1,0 +1,44 @@
+"""Packs the datums of many requests into micro-batches of bounded size."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Which datum of which job."""
+
+    job: int
+    datum: int
+
+
+def pack(lengths: Sequence[Sequence[int]], budget: int) -> list[list[Place]]:
+    """Micro-batches of at most `budget` tokens; a longer datum goes alone.
+
+    `lengths[job][datum]` in tokens. A job's datums keep their order, within a micro-batch and over
+    them: gradients add up in that order. Room that a job's next datum does not fit is given to later jobs.
+    """
+    waiting = [list(enumerate(job))[::-1] for job in lengths]
+    batches: list[list[Place]] = []
+    first = 0
+    while first < len(waiting):
+        if waiting[first]:
+            batches.append(_fill(waiting, first, budget))
+        else:
+            first += 1
+    return batches
+
+
+def _fill(waiting: list[list[tuple[int, int]]], first: int, budget: int) -> list[Place]:
+    """One micro-batch, taken off the waiting datums; never empty."""
+    batch: list[Place] = []
+    room = budget
+    for job in range(first, len(waiting)):
+        datums = waiting[job]
+        while datums and (datums[-1][1] <= room or not batch):
+            datum, length = datums.pop()
+            batch.append(Place(job, datum))
+            room -= length
+        if room <= 0:
+            break
+    return batch
