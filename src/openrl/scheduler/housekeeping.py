@@ -1,0 +1,77 @@
+"""Clears away what time has made useless: silent sessions, old payloads, expired checkpoints."""
+
+from collections import defaultdict
+from collections.abc import Callable
+
+import structlog
+
+from openrl.errors import NotFound
+from openrl.scheduler.events import SessionClosed
+from openrl.scheduler.store_writer import delete_object, drop_ephemeral_samplers, retried
+from openrl.store.base import Blobs, Store
+
+_log = structlog.get_logger(__name__)
+
+
+class Housekeeping:
+    """Each method is one sweep; nothing is lost if one is cut short or repeated."""
+
+    def __init__(
+        self, store: Store, blobs: Blobs, session_timeout_s: float, on_closed: Callable[[SessionClosed], None]
+    ) -> None:
+        self._store = store
+        self._blobs = blobs
+        self._session_timeout_s = session_timeout_s
+        self._on_closed = on_closed
+
+    async def expire_sessions(self, now: float) -> None:
+        """End sessions whose client has not been heard of."""
+        reason = f"no heartbeat for {self._session_timeout_s:.0f} s"
+        for session in await retried(lambda: self._store.sessions_silent_since(now - self._session_timeout_s)):
+            await retried(
+                lambda session=session: self._store.end_session(
+                    session.tenant_id, session.session_id, "expired", reason
+                )
+            )
+            _log.info("session expired", session_id=session.session_id, tenant_id=session.tenant_id)
+            await self.close_session(session.tenant_id, session.session_id)
+
+    async def close_ended_sessions(self) -> None:
+        """Close the runs of sessions that ended in another process, or while no scheduler ran."""
+        by_session: dict[tuple[str, str], list[str]] = defaultdict(list)
+        for run in await retried(self._store.live_runs):
+            by_session[run.spec.tenant_id, run.session_id].append(run.spec.run_id)
+        for (tenant_id, session_id), run_ids in by_session.items():
+            if await self._has_ended(tenant_id, session_id):
+                self._on_closed(SessionClosed(session_id, tuple(run_ids)))
+
+    async def close_session(self, tenant_id: str, session_id: str) -> None:
+        """Drop the samples of a session that has ended, save and close its runs, free its samplers."""
+        runs = await retried(lambda: self._store.runs_of_session(tenant_id, session_id))
+        live = tuple(run.spec.run_id for run in runs if not run.is_closed)
+        self._on_closed(SessionClosed(session_id, live))
+        await drop_ephemeral_samplers(self._store, self._blobs, tenant_id, session_id)
+
+    async def delete_expired_checkpoints(self, now: float) -> None:
+        """Remove rows, then files, of checkpoints past their time."""
+        for row in await retried(lambda: self._store.expired_checkpoints(now)):
+            try:
+                await retried(
+                    lambda row=row: self._store.delete_checkpoint(row.tenant_id, row.run_id, row.kind, row.name)
+                )
+            except NotFound:
+                continue  # its tenant was faster
+            await delete_object(self._blobs, row.key)
+
+    async def prune(self, finished_before: float) -> None:
+        """Free payloads and results nobody can ask for any more."""
+        freed_bytes = await retried(lambda: self._store.prune(finished_before))
+        if freed_bytes:
+            _log.info("pruned", freed_bytes=freed_bytes)
+
+    async def _has_ended(self, tenant_id: str, session_id: str) -> bool:
+        try:
+            session = await retried(lambda: self._store.get_session(tenant_id, session_id))
+        except NotFound:
+            return False
+        return session.state != "active"

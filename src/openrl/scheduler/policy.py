@@ -1,0 +1,174 @@
+"""Decides who goes next, what shares a pass and which worker takes it; no requests are held here.
+
+Tenants share a resource by start-time fair queueing: each has a virtual time that grows with the
+work it was given, and the one that is furthest behind goes next. A tenant that was away starts at
+the virtual time of what is being served, so it neither pays for its absence nor profits from it.
+"""
+
+import heapq
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from openrl.protocol.runs import RequestKind
+from openrl.rpc.messages import WorkerReady
+
+MAX_EXECUTES = 2
+"""Executes a worker holds: one runs, the next is ready, so that the device never waits for us."""
+MAX_LOSSES = 3
+"""A request that was on a worker at this many worker losses is failed."""
+MIN_COST_TOKENS = 256
+"""Least a request costs its tenant: steps and saves take device time without having tokens."""
+MAX_MISFITS = 8
+"""Runs looked past when filling a pass; bounds the work of one decision."""
+RIDING_KINDS: frozenset[RequestKind] = frozenset(("forward_backward", "forward"))
+"""Kinds of which several consecutive requests of one run may share a pass."""
+
+
+class FairShare:
+    """The virtual times of the tenants that share one resource."""
+
+    def __init__(self) -> None:
+        self._now = 0.0
+        self._times: dict[str, float] = {}
+
+    def time_of(self, tenant_id: str) -> float:
+        """The tenant's virtual time; it never falls."""
+        return self._times.get(tenant_id, 0.0)
+
+    def arrive(self, tenant_id: str) -> None:
+        """The tenant has work: it is at least at the virtual time of what is being served."""
+        self._times[tenant_id] = max(self.time_of(tenant_id), self._now)
+
+    def serve(self, tenant_id: str) -> None:
+        """The tenant is the one furthest behind and is served: virtual time moves up to it."""
+        self._now = max(self._now, self.time_of(tenant_id))
+
+    def charge(self, tenant_id: str, num_tokens: int) -> None:
+        """The tenant was given this much work."""
+        self._times[tenant_id] = self.time_of(tenant_id) + max(num_tokens, MIN_COST_TOKENS)
+
+
+class FairQueue:
+    """Waiting items: the tenant furthest behind first, within a tenant the lowest order first.
+
+    `push`, `discard`, `peek` and `pop` take O(log n) amortised. Removed items stay in the heaps
+    until they surface.
+    """
+
+    def __init__(self, share: FairShare) -> None:
+        self.share = share
+        self._entries: dict[str, tuple[str, int]] = {}
+        self._by_tenant: dict[str, list[tuple[int, str]]] = {}
+        self._tenants: list[tuple[float, str]] = []  # one entry per key of _by_tenant; its time may lag
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def push(self, tenant_id: str, order: int, item: str) -> None:
+        """Add an item, or change its order."""
+        self._entries[item] = (tenant_id, order)
+        self.share.arrive(tenant_id)
+        if tenant_id not in self._by_tenant:
+            self._by_tenant[tenant_id] = []
+            heapq.heappush(self._tenants, (self.share.time_of(tenant_id), tenant_id))
+        heapq.heappush(self._by_tenant[tenant_id], (order, item))
+
+    def discard(self, item: str) -> None:
+        """Remove an item if it is here."""
+        self._entries.pop(item, None)
+
+    def peek(self) -> tuple[float, int, str] | None:
+        """Virtual time of its tenant, order and name of the next item."""
+        while self._tenants:
+            time, tenant_id = self._tenants[0]
+            items = self._by_tenant[tenant_id]
+            while items and self._entries.get(items[0][1]) != (tenant_id, items[0][0]):
+                heapq.heappop(items)
+            if not items:
+                heapq.heappop(self._tenants)
+                del self._by_tenant[tenant_id]
+            elif time < self.share.time_of(tenant_id):
+                heapq.heapreplace(self._tenants, (self.share.time_of(tenant_id), tenant_id))
+            else:
+                return time, *items[0]
+        return None
+
+    def pop(self) -> str | None:
+        """Remove and return the next item."""
+        if (head := self.peek()) is None:
+            return None
+        self.discard(head[2])
+        return head[2]
+
+
+@dataclass(slots=True)
+class PassBudget:
+    """How much more one Execute may hold. Its first request always fits."""
+
+    kind: RequestKind
+    max_tokens: int
+    num_items: int = 0
+    num_tokens: int = 0
+
+    def fits(self, num_tokens: int) -> bool:
+        """Whether a request of so many tokens can come along."""
+        if self.num_items == 0:
+            return True
+        if self.kind in RIDING_KINDS and self.num_tokens + num_tokens > self.max_tokens:
+            return False
+        return self.num_items < max_items(self.kind)
+
+    def add(self, num_tokens: int) -> None:
+        """The request comes along."""
+        self.num_items += 1
+        self.num_tokens += num_tokens
+
+    def is_full(self) -> bool:
+        """Whether looking for more is pointless."""
+        return not self.fits(1)
+
+
+def max_items(kind: RequestKind) -> int:
+    """Requests of a kind in one Execute; slow kinds go in small groups so that others are not held up."""
+    match kind:
+        case "forward_backward" | "forward":
+            return 1024
+        case "optim_step":
+            return 64
+        case _:
+            return 4
+
+
+@dataclass(frozen=True, slots=True)
+class SampleLoad:
+    """A worker's occupancy as placement of samples sees it."""
+
+    worker_id: str
+    num_sequences: int
+    max_sequences: int
+    has_adapter: bool
+
+
+def has_room(num_sequences: int, max_sequences: int, wanted: int) -> bool:
+    """Whether a sample request may go to a worker: up to twice what is decoded at once.
+
+    A request that is larger than that goes as soon as the worker would otherwise decode less than it can.
+    """
+    return num_sequences + wanted <= 2 * max_sequences or num_sequences < max_sequences
+
+
+def choose_sample_worker(loads: Iterable[SampleLoad], wanted: int) -> str | None:
+    """The worker for a sample request: one that has the adapter if it has room, else the emptiest."""
+    open_loads = [load for load in loads if has_room(load.num_sequences, load.max_sequences, wanted)]
+    best = min(
+        open_loads,
+        key=lambda load: (not load.has_adapter, load.num_sequences / load.max_sequences, load.worker_id),
+        default=None,
+    )
+    return None if best is None else best.worker_id
+
+
+def choose_run_worker(workers: Iterable[tuple[WorkerReady, str, int]], base_model: str) -> str | None:
+    """The worker with the fewest runs among those that serve the model; entries are (ready, id, runs)."""
+    loads = [(num_runs, worker_id) for ready, worker_id, num_runs in workers if base_model in ready.base_models]
+    return min(loads)[1] if loads else None

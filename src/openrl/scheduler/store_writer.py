@@ -1,0 +1,151 @@
+"""Carries out what the scheduler decided about stored things, in order, retrying while the store is away."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+import structlog
+
+from openrl.errors import NotFound, Unavailable
+from openrl.protocol.runs import SamplerSpec
+from openrl.scheduler.actions import Finish, LoadRun, LoadSampler, MarkRunClosed, RecordSnapshot
+from openrl.scheduler.events import RunLoaded, SamplerLoaded
+from openrl.scheduler.records import finished_request
+from openrl.store.base import Blobs, CheckpointRow, Store
+
+StoreAction = Finish | LoadRun | LoadSampler | RecordSnapshot | MarkRunClosed
+Loaded = RunLoaded | SamplerLoaded
+T = TypeVar("T")
+_FIRST_RETRY_S = 0.1
+_LAST_RETRY_S = 5.0
+_log = structlog.get_logger(__name__)
+
+
+class StoreWriter:
+    """Everything that came in since the last turn is written in the next: one `finish` for all of it."""
+
+    def __init__(
+        self, store: Store, blobs: Blobs, clock: Callable[[], float], on_loaded: Callable[[Loaded], None]
+    ) -> None:
+        self._store = store
+        self._blobs = blobs
+        self._clock = clock
+        self._on_loaded = on_loaded
+        self._actions: list[StoreAction] = []
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def put(self, action: StoreAction) -> None:
+        """Queue an action."""
+        self._actions.append(action)
+        self._idle.clear()
+        self._wake.set()
+
+    async def flush(self) -> None:
+        """Wait until everything that was queued is written."""
+        await self._idle.wait()
+
+    async def run(self) -> None:
+        """Write for ever."""
+        async with asyncio.TaskGroup() as loads:
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                actions, self._actions = self._actions, []
+                await self._write(actions, loads)
+                if not self._actions:
+                    self._idle.set()
+
+    async def _write(self, actions: Sequence[StoreAction], loads: asyncio.TaskGroup) -> None:
+        """Finishes first: the other actions rely on those before them, and none on being before one."""
+        await self._finish([action for action in actions if isinstance(action, Finish)])
+        for action in actions:
+            match action:
+                case Finish():
+                    pass
+                case LoadRun(run_id):
+                    loads.create_task(self._load_run(run_id))
+                case LoadSampler():
+                    loads.create_task(self._load_sampler(action))
+                case RecordSnapshot():
+                    await self._record_snapshot(action)
+                case MarkRunClosed():
+                    await self._close_run(action)
+
+    async def _finish(self, finishes: Sequence[Finish]) -> None:
+        if not finishes:
+            return
+        now = self._clock()
+        rows = [finished_request(finish, now) for finish in finishes]
+        replaced = [await self._replaced_key(row.checkpoint) for row in rows if row.checkpoint is not None]
+        await retried(lambda: self._store.finish(rows))
+        for key in replaced:
+            if key is not None:
+                await delete_object(self._blobs, key)
+
+    async def _replaced_key(self, new: CheckpointRow) -> str | None:
+        """Where the files of the checkpoint are that `new` takes the place of."""
+        try:
+            old = await retried(lambda: self._store.get_checkpoint(new.tenant_id, new.run_id, new.kind, new.name))
+        except NotFound:
+            return None
+        return old.key if old.key != new.key else None
+
+    async def _record_snapshot(self, action: RecordSnapshot) -> None:
+        await retried(lambda: self._store.record_snapshot(action.run_id, action.seq_id, action.key))
+        if action.old_key is not None and action.old_key != action.key:
+            await delete_object(self._blobs, action.old_key)
+
+    async def _close_run(self, action: MarkRunClosed) -> None:
+        await retried(lambda: self._store.close_run(action.run_id))
+        try:
+            session = await retried(lambda: self._store.get_session(action.tenant_id, action.session_id))
+        except NotFound:
+            return
+        if session.state != "active":
+            await drop_ephemeral_samplers(self._store, self._blobs, action.tenant_id, action.session_id)
+
+    async def _load_run(self, run_id: str) -> None:
+        try:
+            run, next_seq, finished = await retried(lambda: self._store.run_progress(run_id))
+        except NotFound:
+            self._on_loaded(RunLoaded(run_id, None))
+            return
+        log = await retried(lambda: self._store.run_log(run_id, run.snapshot_seq_id))
+        self._on_loaded(RunLoaded(run_id, run, next_seq, finished, log))
+
+    async def _load_sampler(self, action: LoadSampler) -> None:
+        try:
+            row = await retried(lambda: self._store.get_sampler(action.tenant_id, action.sampler_id))
+        except NotFound:
+            self._on_loaded(SamplerLoaded(action.sampler_id, None))
+            return
+        self._on_loaded(SamplerLoaded(action.sampler_id, SamplerSpec(row.sampler_id, row.base_model, row.adapter_key)))
+
+
+async def retried(call: Callable[[], Awaitable[T]]) -> T:
+    """The result of `call`, tried again with growing pauses while the store cannot be reached."""
+    pause_s = _FIRST_RETRY_S
+    while True:
+        try:
+            return await call()
+        except (Unavailable, OSError) as error:
+            _log.warning("store unavailable", error=str(error), retry_s=pause_s)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LAST_RETRY_S)
+
+
+async def delete_object(blobs: Blobs, key: str) -> None:
+    """Delete files nobody refers to; files that cannot be deleted are left behind and logged."""
+    try:
+        await asyncio.to_thread(blobs.delete_object, key)
+    except OSError as error:
+        _log.warning("files left behind", key=key, error=str(error))
+
+
+async def drop_ephemeral_samplers(store: Store, blobs: Blobs, tenant_id: str, session_id: str) -> None:
+    """Delete the files of the unnamed sampler saves of a session that has ended."""
+    for sampler in await retried(lambda: store.samplers_of_session(tenant_id, session_id)):
+        if sampler.is_ephemeral and sampler.adapter_key is not None:
+            await delete_object(blobs, sampler.adapter_key)

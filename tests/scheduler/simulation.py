@@ -1,0 +1,367 @@
+"""A store and workers in plain Python around a SchedulerState, checking every rule as it goes.
+
+A run's state on a worker is the list of state-changing numbers applied to it. A request's result is
+that list after the request: the slow twin, one executor that runs each run in order, gives the same.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from openrl.protocol.runs import STATE_CHANGING_KINDS, RequestKind, RunSpec, SamplerSpec
+from openrl.rpc.messages import (
+    Cancel,
+    CloseRun,
+    Command,
+    Execute,
+    ExecuteDone,
+    OpenRun,
+    Outcome,
+    RunSnapshotted,
+    Sample,
+    SampleDone,
+    SnapshotRun,
+    WorkerReady,
+    WorkItem,
+)
+from openrl.scheduler.actions import Finish, LoadRun, LoadSampler, MarkRunClosed, RecordSnapshot, SendCommand
+from openrl.scheduler.events import (
+    Event,
+    RequestsArrived,
+    RunLoaded,
+    SamplerLoaded,
+    WorkerGone,
+    WorkerJoined,
+    WorkerReported,
+)
+from openrl.scheduler.state import SchedulerState
+from openrl.store.base import RequestRow, RunRow
+
+MODEL = "tiny"
+
+
+def run_row(run_id: str, tenant_id: str = "t0", session_id: str = "s0", base_model: str = MODEL) -> RunRow:
+    spec = RunSpec(run_id, tenant_id, base_model, 8, 0, True, True, False)
+    return RunRow(spec, session_id, 0, 0.0, 0.0, {})
+
+
+def training_row(
+    run: RunRow, seq_id: int, kind: RequestKind, num_tokens: int = 100, position: int = 0, request_id: str = ""
+) -> RequestRow:
+    run_id = run.spec.run_id
+    return RequestRow(
+        request_id or f"{run_id}/{seq_id}",
+        run.spec.tenant_id,
+        run.session_id,
+        kind,
+        f"run:{run_id}:{seq_id}",
+        seq_id,
+        0.0,
+        run_id=run_id,
+        base_model=run.spec.base_model,
+        num_tokens=num_tokens,
+        position=position,
+    )
+
+
+def sample_row(name: str, tenant_id: str = "t0", num_sequences: int = 1, position: int = 0) -> RequestRow:
+    return RequestRow(
+        name,
+        tenant_id,
+        "s0",
+        "sample",
+        f"sampler:x:{name}",
+        0,
+        0.0,
+        sampler_id=f"sampler-{tenant_id}",
+        base_model=MODEL,
+        num_tokens=100 * num_sequences,
+        num_sequences=num_sequences,
+        position=position,
+    )
+
+
+@dataclass
+class SimRun:
+    applied: list[int]
+    last_seq: int
+
+
+@dataclass
+class SimWorker:
+    worker_id: str
+    ready: WorkerReady
+    commands: deque[Command] = field(default_factory=deque[Command])
+    results_lane: deque[ExecuteDone | SampleDone] = field(default_factory=deque[ExecuteDone | SampleDone])
+    saves_lane: deque[ExecuteDone | RunSnapshotted] = field(default_factory=deque[ExecuteDone | RunSnapshotted])
+    runs: dict[str, SimRun] = field(default_factory=dict[str, SimRun])
+    samples: dict[str, int] = field(default_factory=dict[str, int])
+    unreported: int = 0  # Executes sent whose report was not delivered
+
+    def holds(self, run_id: str) -> bool:
+        return run_id in self.runs or any(isinstance(c, OpenRun) and c.run.run_id == run_id for c in self.commands)
+
+    def has_work(self) -> bool:
+        return bool(self.commands or self.results_lane or self.saves_lane or self.samples)
+
+
+class World:
+    def __init__(self, max_replay_s: float = 5.0) -> None:
+        self.state = SchedulerState(max_replay_s)
+        self.now = 0.0
+        self.runs: dict[str, RunRow] = {}
+        self.rows: dict[str, RequestRow] = {}  # acknowledged
+        self.finished: dict[str, str] = {}
+        self.results: dict[str, list[int]] = {}
+        self.snapshots: dict[str, tuple[list[int], int]] = {}
+        self.workers: dict[str, SimWorker] = {}
+        self.loads: deque[LoadRun | LoadSampler] = deque()
+        self.bad: set[str] = set()  # request ids that fail when executed
+        self.poison: set[str] = set()  # request ids that kill their worker
+        self.passes: list[Execute] = []
+        self.num_workers = 0
+        self.num_replayed = 0
+
+    # -- what tests do
+
+    def handle(self, event: Event) -> None:
+        self.now += 1.0
+        for action in self.state.handle(event, self.now):
+            match action:
+                case SendCommand(worker_id, command):
+                    if worker_id in self.workers:
+                        self._sent(self.workers[worker_id], command)
+                case Finish():
+                    self._finished(action)
+                case LoadRun() | LoadSampler():
+                    self.loads.append(action)
+                case RecordSnapshot():
+                    self._recorded(action)
+                case MarkRunClosed(run_id):
+                    self.runs[run_id] = replace(self.runs[run_id], is_closed=True)
+
+    def add_run(self, run: RunRow) -> RunRow:
+        self.runs[run.spec.run_id] = run
+        return run
+
+    def submit(self, *rows: RequestRow) -> None:
+        for row in rows:
+            assert row.request_id not in self.rows
+            self.rows[row.request_id] = row
+            if row.state == "failed":
+                self.finished[row.request_id] = "failed"
+        self.handle(RequestsArrived(rows))
+
+    def join(self, max_pass_tokens: int = 1000, max_sequences: int = 4, models: Sequence[str] = (MODEL,)) -> SimWorker:
+        self.num_workers += 1
+        ready = WorkerReady(f"w{self.num_workers}", tuple(models), max_pass_tokens, max_sequences)
+        worker = SimWorker(ready.worker_id, ready)
+        self.workers[worker.worker_id] = worker
+        self.handle(WorkerJoined(worker.worker_id, ready))
+        return worker
+
+    def kill(self, worker: SimWorker) -> None:
+        del self.workers[worker.worker_id]
+        self.handle(WorkerGone(worker.worker_id))
+
+    def answer_load(self) -> None:
+        load = self.loads.popleft()
+        if isinstance(load, LoadSampler):
+            spec = SamplerSpec(load.sampler_id, MODEL, f"adapters/{load.sampler_id}")
+            self.handle(SamplerLoaded(load.sampler_id, spec))
+            return
+        run = self.runs.get(load.run_id)
+        if run is None:
+            self.handle(RunLoaded(load.run_id, None))
+            return
+        rows = {row.seq_id: row for row in self.rows.values() if row.run_id == load.run_id}
+        ended = {seq for seq, row in rows.items() if row.request_id in self.finished}
+        next_seq = 0
+        while next_seq in ended:
+            next_seq += 1
+        log = [
+            rows[seq]
+            for seq in sorted(ended)
+            if seq > run.snapshot_seq_id
+            and self.finished[rows[seq].request_id] == "done"
+            and rows[seq].kind in STATE_CHANGING_KINDS
+        ]
+        later = frozenset(seq for seq in ended if seq > next_seq)
+        self.handle(RunLoaded(load.run_id, run, next_seq, later, tuple(log)))
+
+    def step(self, worker: SimWorker) -> None:
+        """The worker carries out its next command, or ends its oldest sample."""
+        if worker.commands:
+            self._carry_out(worker, worker.commands.popleft())
+        elif worker.samples:
+            request_id = next(iter(worker.samples))
+            del worker.samples[request_id]
+            worker.results_lane.append(SampleDone((self._outcome(request_id),)))
+
+    def deliver(self, worker: SimWorker, *, saves_first: bool = False) -> None:
+        lanes = [worker.saves_lane, worker.results_lane]
+        for lane in lanes if saves_first else reversed(lanes):
+            if lane:
+                report = lane.popleft()
+                if isinstance(report, ExecuteDone):
+                    worker.unreported -= 1
+                self.handle(WorkerReported(worker.worker_id, report))
+                return
+
+    def settle(self) -> None:
+        """Let everything run to its end."""
+        for _ in range(20_000):
+            if self.loads:
+                self.answer_load()
+            elif busy := [worker for worker in self.workers.values() if worker.has_work()]:
+                for worker in busy:
+                    if worker.worker_id in self.workers:
+                        self.step(worker)
+                    if worker.worker_id in self.workers:
+                        self.deliver(worker)
+            else:
+                return
+        raise AssertionError("the system does not come to rest")
+
+    # -- what must hold
+
+    def check_results(self) -> None:
+        """Every done request saw exactly what the twin, running the same log in order, shows it."""
+        for request_id, result in self.results.items():
+            if self.finished.get(request_id) != "done":
+                continue
+            row = self.rows[request_id]
+            if row.kind not in ("sample", "unload_model"):
+                assert result == self.twin(row), request_id
+
+    def twin(self, row: RequestRow) -> list[int]:
+        return sorted(
+            other.seq_id
+            for other in self.rows.values()
+            if other.run_id == row.run_id
+            and other.kind in STATE_CHANGING_KINDS
+            and self.finished.get(other.request_id) == "done"
+            and other.seq_id <= row.seq_id
+        )
+
+    def check_no_idle_worker(self) -> None:
+        """A worker with nothing to do means that no compatible work could start."""
+        idle = [worker for worker in self.workers.values() if not worker.has_work() and not worker.unreported]
+        if idle and not self.loads:
+            assert not self.startable(), f"{idle[0].worker_id} is idle while {self.startable()} could start"
+
+    def startable(self) -> list[str]:
+        """Unfinished requests that no other request, and no worker but an idle one, has to come before."""
+        held = {item.request_id for w in self.workers.values() for c in w.commands for item in _items(c)}
+        held |= {request_id for w in self.workers.values() for request_id in w.samples}
+        found: list[str] = []
+        for row in self.rows.values():
+            if row.request_id in self.finished or row.request_id in held or row.kind == "sample":
+                continue
+            before = [r for r in self.rows.values() if r.run_id == row.run_id and r.seq_id < row.seq_id]
+            is_next = len(before) == row.seq_id and all(r.request_id in self.finished for r in before)
+            homes = [w for w in self.workers.values() if w.holds(row.run_id)]
+            if is_next and row.kind != "unload_model" and all(not w.has_work() and not w.unreported for w in homes):
+                found.append(row.request_id)
+        return found
+
+    # -- workers and store
+
+    def _sent(self, worker: SimWorker, command: Command) -> None:
+        worker.commands.append(command)
+        if isinstance(command, Execute):
+            self.passes.append(command)
+            worker.unreported += 1
+            assert worker.unreported <= 2
+            self._check_pass(worker, command)
+
+    def _check_pass(self, worker: SimWorker, command: Execute) -> None:
+        rows = [self.rows[item.request_id] for item in command.items]
+        assert rows
+        assert {row.kind for row in rows} == {command.kind}
+        assert len({row.base_model for row in rows}) == 1
+        if command.kind in ("forward_backward", "forward"):
+            assert len(rows) == 1 or sum(row.num_tokens for row in rows) <= worker.ready.max_pass_tokens
+        else:
+            assert len({row.run_id for row in rows}) == len(rows)
+        for item in command.items:
+            assert item.is_replay == (item.request_id in self.finished)
+
+    def _carry_out(self, worker: SimWorker, command: Command) -> None:
+        match command:
+            case OpenRun(run, key, seq_id):
+                assert seq_id == (self.snapshots[key][1] if key is not None else -1)
+                applied, last = self.snapshots[key] if key is not None else ([], -1)
+                worker.runs[run.run_id] = SimRun(list(applied), last)
+            case CloseRun(run_id):
+                del worker.runs[run_id]
+            case SnapshotRun(run_id):
+                run = worker.runs[run_id]
+                key = f"snapshots/{run_id}/{run.last_seq}"
+                self.snapshots[key] = (list(run.applied), run.last_seq)
+                worker.saves_lane.append(RunSnapshotted(run_id, run.last_seq, key))
+            case Execute(work_id, kind, items):
+                if any(item.request_id in self.poison for item in items):
+                    self.kill(worker)
+                    return
+                outcomes = tuple(self._apply(worker, item.request_id, item.is_replay) for item in items)
+                lane = worker.saves_lane if kind.startswith("save") else worker.results_lane
+                lane.append(ExecuteDone(work_id, outcomes))
+            case Sample(item):
+                if item.request_id in self.poison:
+                    self.kill(worker)
+                    return
+                worker.samples[item.request_id] = max(1, self.rows[item.request_id].num_sequences)
+                most = max(
+                    2 * worker.ready.max_sequences, worker.ready.max_sequences - 1 + max(worker.samples.values())
+                )
+                assert sum(worker.samples.values()) <= most
+            case Cancel(request_id):
+                worker.samples.pop(request_id, None)
+            case _:
+                raise AssertionError(command)
+
+    def _apply(self, worker: SimWorker, request_id: str, is_replay: bool) -> Outcome:
+        row = self.rows[request_id]
+        run = worker.runs[row.run_id]
+        self.num_replayed += is_replay
+        run.last_seq = max(run.last_seq, row.seq_id)
+        if request_id in self.bad:
+            return self._outcome(request_id)
+        if row.kind in STATE_CHANGING_KINDS:
+            run.applied.append(row.seq_id)
+        if is_replay:
+            assert run.applied == self.twin(row)
+            return Outcome(request_id, busy_s=1.0)
+        self.results[request_id] = list(run.applied)
+        return self._outcome(request_id)
+
+    def _outcome(self, request_id: str) -> Outcome:
+        if request_id in self.bad:
+            return Outcome(request_id, error="bad", category="user", busy_s=1.0)
+        return Outcome(request_id, result_ref=f"result:{request_id}", num_tokens=1, busy_s=1.0)
+
+    def _finished(self, action: Finish) -> None:
+        request_id = action.request.request_id
+        assert request_id in self.rows
+        assert request_id not in self.finished, f"{request_id} finished twice"
+        self.finished[request_id] = action.state
+
+    def _recorded(self, action: RecordSnapshot) -> None:
+        run = self.runs[action.run_id]
+        assert action.seq_id > run.snapshot_seq_id
+        assert action.old_key == run.snapshot_key
+        covered = [r for r in self.rows.values() if r.run_id == action.run_id and r.seq_id <= action.seq_id]
+        assert len(covered) == action.seq_id + 1
+        assert all(row.request_id in self.finished for row in covered)
+        self.runs[action.run_id] = replace(run, snapshot_key=action.key, snapshot_seq_id=action.seq_id)
+
+
+def _items(command: Command) -> Sequence[WorkItem]:
+    match command:
+        case Execute():
+            return command.items
+        case Sample():
+            return (command.item,)
+        case _:
+            return ()
