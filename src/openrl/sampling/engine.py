@@ -1,0 +1,201 @@
+"""Continues many sequences under many snapshots, one step at a time.
+
+Legend: T packed rows, M chosen rows, D model dim, V vocab, K likeliest tokens.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from openrl.config import SamplingConfig
+from openrl.errors import OpenRLError, RequestFailed
+from openrl.model.adapter import AdapterWeights
+from openrl.model.base_model import BaseModel
+from openrl.model.batch import BASE_SLOT
+from openrl.model.lora import AdapterBank
+from openrl.sampling.adapters import AdapterSlots
+from openrl.sampling.base import FinishedSample, SampleJob, SamplingStats
+from openrl.sampling.batcher import Batcher, Slice
+from openrl.sampling.block_manager import BlockManager
+from openrl.sampling.kv_cache import KVCache
+from openrl.sampling.model_runner import ModelRunner, row_ranges
+from openrl.sampling.prompt_scoring import score_prompts
+from openrl.sampling.request import ActiveRequest, EngineLimits, choices_of, non_finite, open_request
+from openrl.sampling.sampler import choose_tokens, likeliest_tokens, tempered_logprobs
+from openrl.sampling.sequence import Sequence as SampledSequence
+from openrl.sampling.sizes import EngineSizes, resolve_sizes
+
+LoadAdapter = Callable[[str], AdapterWeights]
+"""Reads the snapshot stored under a key; raises OpenRLError where there is none."""
+
+
+class PagedSamplingEngine:
+    """See SamplingEngine."""
+
+    def __init__(self, model: BaseModel, sizes: EngineSizes, load_adapter: LoadAdapter) -> None:
+        cache = KVCache(
+            model.num_layers,
+            sizes.num_blocks,
+            sizes.block_tokens,
+            model.num_kv_heads,
+            model.head_dim,
+            model.dtype,
+            model.device,
+        )
+        self._model = model
+        self._cache = cache
+        self._load_adapter = load_adapter
+        self._limits = EngineLimits(model.vocab_size, model.context_length, sizes.num_blocks * sizes.block_tokens)
+        self._bank = AdapterBank(model.linear_shapes, sizes.num_adapters, model.dtype, model.device)
+        self._runner = ModelRunner(model, cache, self._bank)
+        self._slots = AdapterSlots(sizes.num_adapters)
+        self._blocks = BlockManager(sizes.num_blocks, sizes.block_tokens)
+        self._batcher = Batcher(self._blocks, self._slots, sizes.max_sequences, sizes.prefill_tokens)
+        self._requests: dict[str, ActiveRequest] = {}
+        self._of_prompt: dict[int, ActiveRequest] = {}  # by arrival
+        self._ended: list[FinishedSample] = []  # since the last step
+        self._num_arrived = 0
+
+    def add(self, job: SampleJob) -> None:
+        assert job.request_id not in self._requests, "a request is added once"
+        try:
+            request = open_request(
+                job, self._num_arrived, self._limits, self._model.eos_token_ids, self._model.tokenizer
+            )
+        except RequestFailed as error:
+            self._ended.append(FinishedSample(job.request_id, error, 0))
+            return
+        self._num_arrived += 1
+        self._requests[job.request_id] = request
+        self._of_prompt[request.prompt.arrival] = request
+        self._batcher.add(request.sequences)
+
+    def cancel(self, request_id: str) -> None:
+        self._ended = [ended for ended in self._ended if ended.request_id != request_id]
+        request = self._requests.get(request_id)
+        if request is not None:
+            self._forget(request)
+
+    def has_work(self) -> bool:
+        return bool(self._requests or self._ended)
+
+    def stats(self) -> SamplingStats:
+        return SamplingStats(
+            num_running=len(self._batcher.running),
+            num_waiting=len(self._batcher.waiting),
+            kv_blocks_used=self._blocks.num_used,
+            kv_blocks_total=self._blocks.num_blocks,
+        )
+
+    @torch.inference_mode()
+    def step(self) -> Sequence[FinishedSample]:
+        plan = self._batcher.plan()
+        self._load_adapters()
+        # Requests whose adapter could not be loaded are gone; their part of the plan goes too.
+        slices = sorted((s for s in plan.slices if self._is_live(s.sequence)), key=lambda s: self._slot(s.sequence))
+        forks = [fork for fork in plan.forks if self._is_live(fork.sequence)]
+        self._cache.copy(plan.copies)
+        self._cache.clear(plan.fresh_blocks)
+        sequences, logits = self._compute(slices) if slices else ([], [])
+        sequences += [fork.sequence for fork in forks]
+        logits += [fork.logits_V[None] for fork in forks]
+        if sequences:
+            self._choose(sequences, torch.cat(logits))
+        ended, self._ended = self._ended, []
+        return ended
+
+    def _load_adapters(self) -> None:
+        """Fill the slots given away by the plan; an adapter that cannot be loaded fails its requests alone."""
+        for key, slot in self._slots.take_pending():
+            try:
+                self._bank.write(slot, self._load_adapter(key))
+            except OpenRLError as error:
+                failure = error if isinstance(error, RequestFailed) else RequestFailed(str(error), "server")
+                for sequence in [s for s in self._batcher.running if s.prompt.adapter == key]:
+                    if self._is_live(sequence):
+                        self._end(self._of_prompt[sequence.prompt.arrival], failure)
+                self._slots.forget(key)
+
+    def _compute(self, slices: list[Slice]) -> tuple[list[SampledSequence], list[Tensor]]:
+        """One forward pass and the prompt scores from it; returns the complete sequences and their logits."""
+        rows = row_ranges(slices, [self._slot(step.sequence) for step in slices])
+        hidden_TD = self._runner.hidden(slices, [part.slot for part in rows])
+        for step in slices:
+            self._batcher.advance(step)
+        scorers = [self._of_prompt[step.sequence.prompt.arrival].scorer for step in slices]
+        score_prompts(self._runner, hidden_TD, slices, rows, scorers)
+        sequences = [step.sequence for step in slices if step.is_last]
+        if not sequences:
+            return [], []
+        ends = [part.last for step, part in zip(slices, rows, strict=True) if step.is_last]
+        logits_MV = self._runner.logits(hidden_TD, ends)
+        self._keep_prompts(sequences, logits_MV)
+        return sequences, [logits_MV]
+
+    def _keep_prompts(self, sequences: list[SampledSequence], logits_MV: Tensor) -> None:
+        for sequence, logits_V in zip(sequences, logits_MV, strict=True):
+            if sequence.prompt.leader is sequence:
+                self._batcher.keep_prompt(sequence, logits_V)
+
+    def _choose(self, sequences: list[SampledSequence], logits_MV: Float[Tensor, "M V"]) -> None:
+        """Append one token to every sequence; end those that are complete."""
+        requests = [self._of_prompt[sequence.prompt.arrival] for sequence in sequences]
+        choices = choices_of(sequences, requests)
+        logprobs_MV = tempered_logprobs(logits_MV, choices.temperature)
+        tokens_M = choose_tokens(logprobs_MV, choices)
+        chosen_M = logprobs_MV.gather(1, tokens_M[:, None])[:, 0]
+        self._add_topk(sequences, requests, logprobs_MV)
+        tokens: list[int] = tokens_M.tolist()
+        for sequence, request, token, logprob in zip(sequences, requests, tokens, chosen_M.tolist(), strict=True):
+            if self._is_live(sequence):
+                self._append(sequence, request, token, logprob)
+
+    def _append(self, sequence: SampledSequence, request: ActiveRequest, token: int, logprob: float) -> None:
+        if not np.isfinite(logprob):
+            self._end(request, non_finite())
+            return
+        sequence.tokens.append(token)
+        sequence.logprobs.append(logprob)
+        watch = request.watches[sequence.sample_index]
+        sequence.stop_reason = request.stop_rule.reason(token, sequence.num_generated, watch)
+        if sequence.stop_reason is not None:
+            self._batcher.finish(sequence)
+            if request.is_finished:
+                self._end(request, None)
+
+    def _add_topk(self, sequences: list[SampledSequence], requests: list[ActiveRequest], logprobs_MV: Tensor) -> None:
+        """The likeliest tokens beside the chosen one, where asked for; of the same tempered distribution."""
+        wanted = [row for row, request in enumerate(requests) if request.job.topk_sample_logprobs]
+        if not wanted:
+            return
+        most = max(requests[row].job.topk_sample_logprobs for row in wanted)
+        ids_MK, values_MK = likeliest_tokens(logprobs_MV[torch.tensor(wanted, device=logprobs_MV.device)], most)
+        ids, values = ids_MK.to(torch.int32).cpu().numpy(), values_MK.cpu().numpy()
+        for index, row in enumerate(wanted):
+            k = requests[row].job.topk_sample_logprobs
+            sequences[row].topk_token_ids.append(ids[index, :k])
+            sequences[row].topk_logprobs.append(values[index, :k])
+
+    def _end(self, request: ActiveRequest, error: RequestFailed | None) -> None:
+        self._ended.append(request.finished(error))
+        self._forget(request)
+
+    def _forget(self, request: ActiveRequest) -> None:
+        self._batcher.remove(request.prompt)
+        del self._requests[request.job.request_id]
+        del self._of_prompt[request.prompt.arrival]
+
+    def _is_live(self, sequence: SampledSequence) -> bool:
+        return sequence.prompt.arrival in self._of_prompt
+
+    def _slot(self, sequence: SampledSequence) -> int:
+        key = sequence.prompt.adapter
+        return BASE_SLOT if key is None else self._slots.slot(key)
+
+
+def create_sampling_engine(model: BaseModel, config: SamplingConfig, load_adapter: LoadAdapter) -> PagedSamplingEngine:
+    """An engine over `model`; raises InvalidRequest where the cache cannot hold a single block."""
+    return PagedSamplingEngine(model, resolve_sizes(model, config), load_adapter)

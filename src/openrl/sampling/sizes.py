@@ -1,0 +1,49 @@
+"""Turns the automatic values of a SamplingConfig into numbers for one device."""
+
+from dataclasses import dataclass
+
+import torch
+
+from openrl.config import SamplingConfig
+from openrl.errors import InvalidRequest
+from openrl.model.base_model import BaseModel
+from openrl.sampling.kv_cache import bytes_per_block
+
+CPU_CACHE_BYTES = 2**30
+CUDA_CACHE_SHARE = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSizes:
+    """How much a sampling engine holds and does at once."""
+
+    max_sequences: int
+    prefill_tokens: int
+    num_blocks: int
+    block_tokens: int
+    num_adapters: int
+
+
+def resolve_sizes(model: BaseModel, config: SamplingConfig) -> EngineSizes:
+    """The sizes for `model` on its device; raises InvalidRequest where the cache has no room for a block."""
+    is_cuda = model.device.type == "cuda"
+    block_bytes = bytes_per_block(
+        model.num_layers, config.block_tokens, model.num_kv_heads, model.head_dim, model.dtype
+    )
+    cache_bytes = config.cache_bytes or _automatic_cache_bytes(model.device)
+    if cache_bytes < block_bytes:
+        raise InvalidRequest(f"sampling.cache_bytes is {cache_bytes}; one block of the KV cache needs {block_bytes}")
+    return EngineSizes(
+        max_sequences=config.max_sequences or (256 if is_cuda else 32),
+        prefill_tokens=config.prefill_tokens or (8192 if is_cuda else 512),
+        num_blocks=cache_bytes // block_bytes,
+        block_tokens=config.block_tokens,
+        num_adapters=config.resident_adapters,
+    )
+
+
+def _automatic_cache_bytes(device: torch.device) -> int:
+    if device.type != "cuda":
+        return CPU_CACHE_BYTES
+    free_bytes, _ = torch.cuda.mem_get_info(device)
+    return int(free_bytes * CUDA_CACHE_SHARE)
