@@ -1,0 +1,35 @@
+"""Finds the directory that `--model NAME[=DIR]` means."""
+
+from pathlib import Path
+
+from openrl.config import ModelConfig
+from openrl.errors import InvalidRequest
+from openrl.model.downloads import DEFAULT_MODELS_DIR
+
+
+def find_model(text: str, model_dirs: tuple[Path, ...] = (DEFAULT_MODELS_DIR,)) -> ModelConfig:
+    """The model's name and directory; raises InvalidRequest saying where it was looked for.
+
+    NAME=DIR is cut at the last "=" that has an existing directory to its right. NAME alone is a
+    directory itself, or one below a directory of `model_dirs`.
+    """
+    places = _cuts(text) or _named(text, model_dirs)
+    for name, path in places:
+        if path.is_dir():
+            return ModelConfig(name=name, path=path.resolve())
+    looked = ", ".join(str(path) for _, path in places)
+    raise InvalidRequest(
+        f"model {text!r} was not found (looked for: {looked}); "
+        "give --model NAME=DIRECTORY, or fetch one: openrl models fetch NAME"
+    )
+
+
+def _cuts(text: str) -> list[tuple[str, Path]]:
+    cuts = [(text[:i], Path(text[i + 1 :]).expanduser()) for i, letter in enumerate(text) if letter == "="]
+    return [(name, path) for name, path in reversed(cuts) if name and text[len(name) + 1 :] and path.is_dir()]
+
+
+def _named(text: str, model_dirs: tuple[Path, ...]) -> list[tuple[str, Path]]:
+    itself = Path(text).expanduser()
+    below = [(text, directory.expanduser() / text) for directory in model_dirs]
+    return [(itself.resolve().name, itself), *below]

@@ -1,0 +1,108 @@
+"""Run state as files and back: checkpoints for clients, snapshots for ourselves. Only safetensors and JSON."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from pydantic import ValidationError
+
+from openrl.errors import InvalidRequest
+from openrl.model.adapter import AdapterWeights, LoraPair
+from openrl.model.peft_files import PREFIX, WEIGHTS_FILE, adapter_files
+from openrl.protocol.runs import RunSpec
+from openrl.protocol.wire import AdapterManifest
+from openrl.training.base import RunState
+
+OPTIMIZER_FILE = "optimizer.safetensors"
+GRADIENTS_FILE = "gradients.safetensors"
+MANIFEST_FILE = "openrl.json"
+_A_SUFFIX = ".lora_A.weight"
+_B_SUFFIX = ".lora_B.weight"
+
+
+def sampler_files(run: RunSpec, state: RunState, base_model_path: Path) -> dict[str, bytes]:
+    """A PEFT directory and our manifest: all that sampling needs."""
+    files = adapter_files(_adapter(run, state), str(base_model_path))
+    return {**files, MANIFEST_FILE: _manifest(run, has_optimizer=False)}
+
+
+def training_files(run: RunSpec, state: RunState, base_model_path: Path) -> dict[str, bytes]:
+    """As `sampler_files`, with the optimizer: all that training needs to go on."""
+    return {
+        **sampler_files(run, state, base_model_path),
+        OPTIMIZER_FILE: _save(state.optimizer),
+        MANIFEST_FILE: _manifest(run, has_optimizer=True),
+    }
+
+
+def snapshot_files(state: RunState) -> dict[str, bytes]:
+    """The run's whole state, gradients of an unfinished step among it, bit for bit."""
+    return {
+        WEIGHTS_FILE: _save(state.adapter),
+        OPTIMIZER_FILE: _save(state.optimizer),
+        GRADIENTS_FILE: _save(state.gradients),
+    }
+
+
+def read_snapshot(files: Mapping[str, bytes]) -> RunState:
+    """What `snapshot_files` wrote; raises InvalidRequest where a file is missing or damaged."""
+    return RunState(*(_load(files, name) for name in (WEIGHTS_FILE, OPTIMIZER_FILE, GRADIENTS_FILE)))
+
+
+def read_checkpoint(files: Mapping[str, bytes], run: RunSpec, with_optimizer: bool) -> RunState:
+    """The state in a checkpoint, without gradients; raises InvalidRequest where it does not fit the run."""
+    manifest = _read_manifest(files)
+    if manifest.rank != run.rank:
+        raise InvalidRequest(f"the checkpoint has rank {manifest.rank}; the run has rank {run.rank}")
+    if with_optimizer and not manifest.has_optimizer:
+        raise InvalidRequest("the checkpoint holds no optimizer state: it was saved for sampling; load it without")
+    return RunState(
+        adapter=_load(files, WEIGHTS_FILE),
+        optimizer=_load(files, OPTIMIZER_FILE) if with_optimizer else {},
+        gradients={},
+    )
+
+
+def _adapter(run: RunSpec, state: RunState) -> AdapterWeights:
+    names = [key.removeprefix(PREFIX).removesuffix(_A_SUFFIX) for key in state.adapter if key.endswith(_A_SUFFIX)]
+    pairs = {
+        name: LoraPair(state.adapter[f"{PREFIX}{name}{_A_SUFFIX}"], state.adapter[f"{PREFIX}{name}{_B_SUFFIX}"])
+        for name in names
+    }
+    assert 2 * len(pairs) == len(state.adapter), "an engine's adapter holds nothing but pairs of factors"
+    return AdapterWeights(rank=run.rank, pairs=pairs)
+
+
+def _manifest(run: RunSpec, has_optimizer: bool) -> bytes:
+    manifest = AdapterManifest(
+        format=1,
+        base_model=run.base_model,
+        rank=run.rank,
+        seed=run.seed,
+        train_attn=run.train_attn,
+        train_mlp=run.train_mlp,
+        train_unembed=run.train_unembed,
+        has_optimizer=has_optimizer,
+    )
+    return manifest.model_dump_json(indent=2).encode()
+
+
+def _read_manifest(files: Mapping[str, bytes]) -> AdapterManifest:
+    try:
+        return AdapterManifest.model_validate_json(files[MANIFEST_FILE])
+    except (KeyError, ValidationError) as error:
+        raise InvalidRequest(f"{MANIFEST_FILE} is missing or damaged: {error}") from error
+
+
+def _save(tensors: Mapping[str, Any]) -> bytes:
+    return safetensors.torch.save({name: torch.as_tensor(value).contiguous() for name, value in tensors.items()})
+
+
+def _load(files: Mapping[str, bytes], name: str) -> dict[str, torch.Tensor]:
+    try:
+        return safetensors.torch.load(files[name])
+    except (KeyError, safetensors.SafetensorError) as error:
+        raise InvalidRequest(f"{name} is missing or damaged: {error}") from error

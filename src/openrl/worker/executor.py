@@ -1,0 +1,101 @@
+"""The compute thread: takes commands as they come and shares the device between both lanes."""
+
+import queue
+from collections.abc import Callable
+from typing import assert_never
+
+from openrl.rpc.messages import (
+    Cancel,
+    CloseRun,
+    Command,
+    Execute,
+    OpenRun,
+    Sample,
+    Shutdown,
+    SnapshotRun,
+    WorkerStats,
+)
+from openrl.worker.open_runs import OpenRuns
+from openrl.worker.sampling_lane import SamplingLane
+from openrl.worker.timeshare import TimeShare
+from openrl.worker.training_lane import TrainingLane
+
+Inbox = queue.SimpleQueue[Command]
+
+
+class Executor:
+    """Everything runs in the thread that calls `run`; commands come through the inbox from others."""
+
+    def __init__(
+        self,
+        inbox: Inbox,
+        training: TrainingLane,
+        sampling: SamplingLane,
+        runs: OpenRuns,
+        clock: Callable[[], float],
+    ) -> None:
+        self._inbox = inbox
+        self._training = training
+        self._sampling = sampling
+        self._runs = runs
+        self._clock = clock
+        self._share = TimeShare()
+        self._is_stopping = False
+        self.stats = self._measure()
+        """Replaced as a whole after every step, so that any thread may read it."""
+
+    def run(self) -> None:
+        """Work until Shutdown came and all that came before it is done; sleeps while there is nothing to do."""
+        while True:
+            has_training, has_sampling = self._training.has_work(), self._sampling.has_work()
+            is_idle = not (has_training or has_sampling)
+            if is_idle and self._is_stopping:
+                return
+            if self._take_commands(waits=is_idle):
+                continue  # they may have brought work for the idle side
+            self._advance(has_training, has_sampling)
+
+    def _take_commands(self, waits: bool) -> bool:
+        """Sort what has arrived into the lanes; whether anything had."""
+        if not waits and self._inbox.empty():
+            return False
+        self._accept(self._inbox.get())
+        while not self._inbox.empty():
+            self._accept(self._inbox.get())
+        return True
+
+    def _accept(self, command: Command) -> None:
+        match command:
+            case OpenRun() | CloseRun() | SnapshotRun() | Execute():
+                self._training.push(command)
+            case Sample(item):
+                self._sampling.add(item)
+            case Cancel(request_id):
+                self._sampling.cancel(request_id)
+            case Shutdown():
+                self._is_stopping = True
+            case _:
+                assert_never(command)
+
+    def _advance(self, has_training: bool, has_sampling: bool) -> None:
+        side = self._share.choose(has_training, has_sampling)
+        started = self._clock()
+        if side == "training":
+            self._training.advance()
+        elif side == "sampling":
+            self._sampling.advance()
+        if side is not None:
+            self._share.record(side, self._clock() - started)
+            self.stats = self._measure()
+
+    def _measure(self) -> WorkerStats:
+        sampling = self._sampling.stats()
+        return WorkerStats(
+            busy_train_s=self._training.busy_s,
+            busy_sample_s=self._sampling.busy_s,
+            num_running_sequences=sampling.num_running,
+            num_waiting_sequences=sampling.num_waiting,
+            kv_blocks_used=sampling.kv_blocks_used,
+            kv_blocks_total=sampling.kv_blocks_total,
+            resident_runs=len(self._runs),
+        )

@@ -1,0 +1,50 @@
+"""Builds the real engines; the only place of the worker that knows which ones there are."""
+
+from pathlib import Path
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from openrl.catalog import BaseModelInfo, Catalog
+from openrl.config import Config
+from openrl.errors import InvalidRequest
+from openrl.model.adapter import AdapterWeights
+from openrl.model.base_model import BaseModel, load_base_model, resolve_source
+from openrl.model.peft_files import read_adapter
+from openrl.sampling.engine import create_sampling_engine
+from openrl.store.base import Blobs
+from openrl.training.engine import create_training_engine
+from openrl.worker.engines import Engines, EngineTable
+
+
+def create_engines(config: Config, blobs: Blobs, scratch_dir: Path) -> EngineTable:
+    """Load every served base model; raises InvalidRequest where one cannot be served."""
+    transformers_logging.disable_progress_bar()
+    if config.worker.threads:
+        torch.set_num_threads(config.worker.threads)
+    infos = Catalog.load(config.models).all()
+    return {info.name: _create(info, config, blobs, scratch_dir / str(i)) for i, info in enumerate(infos)}
+
+
+def _create(info: BaseModelInfo, config: Config, blobs: Blobs, scratch_dir: Path) -> Engines:
+    model = _load(info, config)
+
+    def load_adapter(key: str) -> AdapterWeights:
+        return read_adapter(blobs.get_object(key), model.linear_shapes)
+
+    on_gpu = model.device.type == "cuda"
+    return Engines(
+        base_model=info,
+        training=create_training_engine(model, config.training, scratch_dir),
+        sampling=create_sampling_engine(model, config.sampling, load_adapter),
+        max_pass_tokens=config.training.micro_batch_tokens or (8192 if on_gpu else 512),
+        max_sequences=config.sampling.max_sequences or (256 if on_gpu else 32),
+    )
+
+
+def _load(info: BaseModelInfo, config: Config) -> BaseModel:
+    try:
+        return load_base_model(resolve_source(info.name, info.path, config.worker))
+    except (OSError, ValueError) as error:  # how transformers says that it cannot read a directory
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InvalidRequest(f"model {info.name!r} at {info.path} cannot be loaded: {first_line}") from error

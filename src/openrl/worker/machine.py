@@ -1,0 +1,66 @@
+"""Puts a worker's parts together: lanes, deliverers and the compute thread's loop."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from openrl.rpc.messages import Report
+from openrl.store.base import Blobs
+from openrl.worker.deliverer import Deliverer
+from openrl.worker.engines import EngineTable
+from openrl.worker.executor import Executor, Inbox
+from openrl.worker.open_runs import OpenRuns
+from openrl.worker.payloads import PayloadReader
+from openrl.worker.run_files import RunFiles
+from openrl.worker.sampling_lane import SamplingLane
+from openrl.worker.training_lane import TrainingLane
+
+_MAX_RESULTS_GROUP = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Deliverers:
+    """Two threads' work: results are small and many, saves are large; neither waits for the other."""
+
+    results: Deliverer
+    saves: Deliverer
+
+    def close(self) -> None:
+        """Let both threads end when they have reported all they have."""
+        self.saves.close()
+        self.results.close()
+
+
+def create_deliverers(
+    blobs: Blobs, report: Callable[[Report], None], sleep: Callable[[float], None] = time.sleep
+) -> Deliverers:
+    """The deliverers of one worker; `report` is called from their threads."""
+    # A save is reported as soon as it is durable, not when the next one is.
+    return Deliverers(
+        results=Deliverer(blobs, report, sleep, _MAX_RESULTS_GROUP), saves=Deliverer(blobs, report, sleep, 1)
+    )
+
+
+def create_executor(
+    engines: EngineTable,
+    blobs: Blobs,
+    inbox: Inbox,
+    deliverers: Deliverers,
+    report: Callable[[Report], None],
+    clock: Callable[[], float] = time.perf_counter,
+    wall_clock: Callable[[], float] = time.time,
+) -> Executor:
+    """The executor over these engines; `report` is called from the thread that runs it."""
+    payloads = PayloadReader(blobs)
+    runs = OpenRuns(engines)
+    training = TrainingLane(
+        runs,
+        RunFiles(blobs, payloads, runs, wall_clock),
+        payloads,
+        deliverers.results,
+        deliverers.saves,
+        report,
+        clock,
+    )
+    sampling = SamplingLane(engines, payloads, deliverers.results, clock)
+    return Executor(inbox, training, sampling, runs, clock)

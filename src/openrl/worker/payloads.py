@@ -1,0 +1,122 @@
+"""Reads queued payloads as engine inputs; writes JSON results."""
+
+import json
+from collections.abc import Mapping
+from typing import TypeVar
+
+import numpy as np
+from pydantic import ValidationError
+
+from openrl.errors import InvalidRequest
+from openrl.protocol.codec import decode_forward_backward
+from openrl.protocol.datum import ForwardBackwardInput, Int64Array, SparseCsr
+from openrl.protocol.wire import (
+    LoadWeightsPayload,
+    OptimStepRequest,
+    SampleRequest,
+    SamplingParams,
+    SaveWeightsForSamplerRequest,
+    SaveWeightsRequest,
+    TensorData,
+    WireModel,
+)
+from openrl.rpc.messages import WorkItem
+from openrl.sampling.base import SampleJob, SamplingOptions
+from openrl.store.base import Blobs
+from openrl.training.base import AdamParams, OptimStep
+
+WireT = TypeVar("WireT", bound=WireModel)
+
+
+class PayloadReader:
+    """Everything raises InvalidRequest on a payload that admission should not have let in, NotFound on a lost one."""
+
+    def __init__(self, blobs: Blobs) -> None:
+        self._blobs = blobs
+
+    def forward_backward(self, item: WorkItem) -> ForwardBackwardInput:
+        """The datums of one request and their loss."""
+        return decode_forward_backward(self._blobs.get_payload(item.payload_ref))
+
+    def optim_step(self, item: WorkItem) -> OptimStep:
+        """One AdamW step; other optimizer families are refused."""
+        request = self._read(item, OptimStepRequest)
+        if request.adam_params is None:
+            raise InvalidRequest("optim_step needs adam_params: AdamW is the only optimizer of this server")
+        return OptimStep(item.run_id, AdamParams(**request.adam_params.model_dump()))
+
+    def load_weights(self, item: WorkItem) -> LoadWeightsPayload:
+        """Which checkpoint to load, already resolved."""
+        return self._read(item, LoadWeightsPayload)
+
+    def save_weights(self, item: WorkItem) -> SaveWeightsRequest:
+        """Name and lifetime of a training checkpoint."""
+        return self._read(item, SaveWeightsRequest)
+
+    def save_weights_for_sampler(self, item: WorkItem) -> SaveWeightsForSamplerRequest:
+        """Name and lifetime of a sampler checkpoint, or the sampling session it is for."""
+        return self._read(item, SaveWeightsForSamplerRequest)
+
+    def sample_job(self, item: WorkItem) -> SampleJob:
+        """A sample request as the engine takes it."""
+        assert item.sampler is not None, "the scheduler sends sample requests with their sampler"
+        request = self._read(item, SampleRequest)
+        tokens = [token for chunk in request.prompt.chunks for token in chunk.tokens or ()]
+        target = request.target_prompt_logprobs
+        return SampleJob(
+            request_id=item.request_id,
+            sampler=item.sampler,
+            prompt=np.asarray(tokens, np.int32),
+            num_samples=request.num_samples,
+            options=sampling_options(request.sampling_params),
+            wants_prompt_logprobs=bool(request.prompt_logprobs),
+            prompt_logprobs_last_n=request.prompt_logprobs_last_n,
+            topk_prompt_logprobs=request.topk_prompt_logprobs,
+            topk_sample_logprobs=request.topk_sample_logprobs,
+            prompt_alt_tokens_k=request.prompt_alt_tokens_k,
+            target_prompt_tokens=None if target is None else int64_tensor(target),
+        )
+
+    def _read(self, item: WorkItem, model: type[WireT]) -> WireT:
+        try:
+            return model.model_validate_json(self._blobs.get_payload(item.payload_ref))
+        except ValidationError as error:
+            raise InvalidRequest(f"{item.kind}: the stored body is malformed: {error}") from error
+
+
+def sampling_options(params: SamplingParams) -> SamplingOptions:
+    """Stops by their type: absent means end of sequence, `[]` means nothing stops."""
+    stop = (params.stop,) if isinstance(params.stop, str) else params.stop
+    return SamplingOptions(
+        max_tokens=params.max_tokens,
+        temperature=params.temperature,
+        top_k=params.top_k,
+        top_p=params.top_p,
+        seed=params.seed,
+        stop_strings=tuple(each for each in stop or () if isinstance(each, str)),
+        stop_token_ids=tuple(each for each in stop or () if isinstance(each, int)),
+        stops_at_eos=stop is None,
+    )
+
+
+def int64_tensor(tensor: TensorData) -> Int64Array | SparseCsr:
+    """The array of a TensorData, dense or CSR; raises InvalidRequest where data and shape disagree."""
+    values = np.asarray(tensor.data, np.int64)
+    shape = tensor.shape or values.shape
+    if tensor.sparse_crow_indices is None or tensor.sparse_col_indices is None:
+        if int(np.prod(shape)) != values.size:
+            raise InvalidRequest(f"{values.size} values do not fill shape {list(shape)}")
+        return values.reshape(shape)
+    if len(shape) != 2:
+        raise InvalidRequest(f"a sparse tensor has 2 dimensions, not shape {list(shape)}")
+    return SparseCsr(
+        values=values,
+        crow_indices=np.asarray(tensor.sparse_crow_indices, np.int64),
+        col_indices=np.asarray(tensor.sparse_col_indices, np.int64),
+        shape=(shape[0], shape[1]),
+    )
+
+
+def encode_json(result: Mapping[str, object]) -> bytes:
+    """The result of every other kind; raises ValueError on NaN and infinities, which JSON cannot say."""
+    return json.dumps(result, allow_nan=False).encode()

@@ -1,0 +1,92 @@
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from openrl.rpc.messages import Command, ExecuteDone, Outcome, Report
+from tests.worker.rig import RUN_ID, Rig, execute, open_run, run_spec
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    rig = Rig(tmp_path)
+    yield rig
+    rig.blobs.close()
+
+
+def outcomes_of(reports: Sequence[Report]) -> dict[str, Outcome]:
+    return {each.request_id: each for report in reports if isinstance(report, ExecuteDone) for each in report.outcomes}
+
+
+def save(rig: Rig, kind: str, seq_id: int = 3, **fields: object) -> Command:
+    payload: dict[str, object] = {"model_id": RUN_ID, "seq_id": seq_id, **fields}
+    return execute(rig.item(kind, payload, seq_id), work_id=seq_id)
+
+
+def trained(rig: Rig) -> list[Command]:
+    return [open_run(), execute(rig.forward_backward(1)), execute(rig.optim_step(2))]
+
+
+def test_a_training_checkpoint_is_whole_and_durable_before_the_reply(rig: Rig):
+    command = save(rig, "save_weights", path="final", ttl_seconds=3600, user_metadata={"step": "7"})
+    outcome = outcomes_of(rig.run(*trained(rig), command))["save_weights-3"]
+    assert rig.result(outcome.result_ref)["path"] == f"tinker://{RUN_ID}/weights/final"
+    saved = outcome.checkpoint
+    assert saved is not None
+    assert (saved.kind, saved.name, saved.expires_at) == ("weights", "final", 4600.0)
+    assert saved.user_metadata == {"step": "7"}
+    sizes = rig.blobs.list_object(saved.key)
+    assert set(sizes) == {
+        "adapter_config.json", "adapter_model.safetensors", "openrl.json", "optimizer.safetensors",
+    }  # fmt: skip
+    assert sum(sizes.values()) == saved.size_bytes
+
+
+def test_a_named_sampler_checkpoint_holds_no_optimizer(rig: Rig):
+    outcome = outcomes_of(rig.run(*trained(rig), save(rig, "save_weights_for_sampler", path="v1")))
+    saved = outcome["save_weights_for_sampler-3"]
+    assert rig.result(saved.result_ref)["path"] == f"tinker://{RUN_ID}/sampler_weights/v1"
+    assert saved.checkpoint is not None
+    assert "optimizer.safetensors" not in rig.blobs.list_object(saved.checkpoint.key)
+
+
+def test_an_unnamed_sampler_save_names_the_sampling_session(rig: Rig):
+    command = save(rig, "save_weights_for_sampler", sampling_session_seq_id=4)
+    outcome = outcomes_of(rig.run(*trained(rig), command))["save_weights_for_sampler-3"]
+    assert rig.result(outcome.result_ref)["sampling_session_id"] == "s1:sample:4"
+    assert outcome.checkpoint is not None
+    assert (outcome.checkpoint.sampler_id, outcome.checkpoint.sampling_session_seq_id) == ("s1:sample:4", 4)
+
+
+def test_a_checkpoint_is_loaded_into_another_run(rig: Rig):
+    other = "s1:train:1"
+    key = f"checkpoints/{RUN_ID}/weights/final/save_weights-3"
+    load = rig.item(
+        "load_weights", {"key": key, "optimizer": True, "path": "tinker://x/weights/final"}, 0, run_id=other
+    )
+    rig.run(*trained(rig), save(rig, "save_weights", path="final"))
+    next_worker = rig.restarted()
+    next_worker.run(open_run(other), execute(load))
+    assert next_worker.training.weights[other] == rig.training.weights[RUN_ID] == -1.0
+
+
+def test_a_load_that_does_not_fit_fails_with_both_values(rig: Rig):
+    rig.run(*trained(rig), save(rig, "save_weights_for_sampler", path="v1"))
+    key = f"checkpoints/{RUN_ID}/sampler_weights/v1/save_weights_for_sampler-3"
+    with_optimizer = rig.item("load_weights", {"key": key, "optimizer": True, "path": "p"}, 5, request_id="opt")
+    other_rank = rig.item(
+        "load_weights", {"key": key, "optimizer": False, "path": "p"}, 5, request_id="rank", run_id="r8"
+    )
+    commands = [open_run(), open_run("r8", rank=8), execute(with_optimizer), execute(other_rank)]
+    outcomes = outcomes_of(rig.restarted().run(*commands))
+    assert "no optimizer state" in outcomes["opt"].error
+    assert outcomes["rank"].error == "the checkpoint has rank 4; the run has rank 8"
+    assert outcomes["rank"].category == "user"
+
+
+def test_the_run_spec_of_the_rig_is_what_the_manifest_says(rig: Rig):
+    outcome = outcomes_of(rig.run(*trained(rig), save(rig, "save_weights", path="a")))["save_weights-3"]
+    assert outcome.checkpoint is not None
+    manifest = rig.blobs.get_object(outcome.checkpoint.key)["openrl.json"]
+    assert b'"rank": 4' in manifest
+    assert run_spec().base_model.encode() in manifest
