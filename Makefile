@@ -2,7 +2,7 @@
 PYTHON_BIN := .venv/bin
 PYTEST := $(PYTHON_BIN)/python -m pytest
 
-.PHONY: demo test test-all check bench setup format clean
+.PHONY: demo test test-all test-cookbook check bench setup format clean
 
 setup: .venv/.ready
 
@@ -17,6 +17,9 @@ test: setup  ## everything that takes less than a minute each
 
 test-all: setup  ## the slow ones too
 	$(PYTEST) -q -m "not gpu"
+
+test-cookbook: setup  ## tinker-cookbook's recipes, unmodified, in a virtual environment of their own
+	$(PYTEST) -q -m slow tests/cookbook
 
 check: setup  ## style, types, layers, sizes
 	$(PYTHON_BIN)/ruff check .

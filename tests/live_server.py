@@ -59,12 +59,12 @@ class LiveServer:
         self.process.wait()
 
 
-def start_server(model_dir: Path, data_dir: Path, *arguments: str) -> LiveServer:
+def start_server(model_dir: Path, data_dir: Path, *arguments: str, name: str = MODEL_NAME) -> LiveServer:
     """Start a server over the directory, old or new, and wait until it is ready."""
     data_dir.mkdir(parents=True, exist_ok=True)
     ready_file = data_dir / "ready.json"
     ready_file.unlink(missing_ok=True)
-    model = f"{MODEL_NAME}={model_dir}"
+    model = f"{name}={model_dir}"
     command = (*OPENRL, "serve", "--model", model, "--port", "0", "--data-dir", str(data_dir))
     with (data_dir / "server.log").open("a") as log:
         process = subprocess.Popen(

@@ -72,7 +72,7 @@ class TrainingConfig(Section):
     """The training engine."""
 
     micro_batch_tokens: int = Field(default=0, ge=0)
-    """Tokens in one packed pass; 0: 512 on CPU, 8192 on CUDA."""
+    """Tokens in one packed pass; 0: 256 on CPU, 8192 on CUDA."""
     resident_runs: int = Field(default=32, ge=1)
     """Runs kept in device memory; the others wait on the host and on disk."""
     host_bytes: int = Field(default=4 * 2**30, ge=0)
@@ -85,7 +85,7 @@ class SamplingConfig(Section):
     max_sequences: int = Field(default=0, ge=0)
     """Sequences decoded at once; 0: 32 on CPU, 256 on CUDA."""
     cache_bytes: int = Field(default=0, ge=0)
-    """KV cache; 0: 1 GiB on CPU, 30 % of free memory on CUDA."""
+    """KV cache; 0: 512 MiB on CPU, 30 % of free memory on CUDA."""
     block_tokens: int = Field(default=16, ge=8)
     """Tokens in one KV block."""
     resident_adapters: int = Field(default=64, ge=1)

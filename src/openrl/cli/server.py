@@ -28,7 +28,7 @@ from openrl.telemetry.http import MeteredApp
 from openrl.telemetry.logs import LogLevel
 from openrl.telemetry.metrics import create_metrics
 from openrl.worker.settings import WorkerSettings
-from openrl.worker.supervisor import Supervisor
+from openrl.worker.supervisor import WORKER_COMMAND, Supervisor
 
 _READY_POLL_S = 0.05
 _STATS_S = 1.0
@@ -41,6 +41,7 @@ class ServeOptions:
 
     ready_file: Path | None = None
     log_level: LogLevel = "warning"
+    worker_command: tuple[str, ...] = WORKER_COMMAND
 
 
 async def run_server(config: Config, options: ServeOptions) -> None:
@@ -77,6 +78,7 @@ class Server:
             catalog,
             config.gateway,
             on_cancel=self._scheduler.request_cancelled,
+            on_session_end=self._scheduler.session_ended,
             is_ready=lambda: self._scheduler.is_ready() and not self._is_stopping,
         )
         self._http = create_http_server(MeteredApp(app, self._metrics))
@@ -121,7 +123,8 @@ class Server:
             log_level=self._options.log_level,
             config=self._config,
         )
-        return Supervisor(settings, on_restart=lambda: self._metrics.worker_restarts.labels(_WORKER_ID).inc())
+        restarts = self._metrics.worker_restarts.labels(_WORKER_ID)
+        return Supervisor(settings, self._options.worker_command, on_restart=restarts.inc)
 
     async def _announce(self, announcement: Announcement) -> None:
         with Starting(announcement.base_models):

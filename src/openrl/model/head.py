@@ -18,11 +18,12 @@ from torch.autograd.function import Function, FunctionCtx
 
 from openrl.model.adapter import HEAD_NAME
 from openrl.model.base_model import BaseModel
-from openrl.model.batch import Adapters, Segment
+from openrl.model.batch import ROW_MULTIPLE, Adapters, Segment
 from openrl.model.lora import SlotFactors, TrainingAdapters, product_fp32, row_window
 
-CHUNK_BYTES = 2**26
-"""fp32 logits held at once."""
+CHUNK_BYTES_CPU = 2**26
+CHUNK_BYTES_CUDA = 2**30
+"""fp32 logits held at once: what stays in the caches' reach on a CPU, what keeps a GPU from waiting for launches."""
 
 ABSENT = -1
 """A target id that asks for nothing: its log-probability is 0 and carries no gradient."""
@@ -61,8 +62,9 @@ class _Plan:
 
     @property
     def chunk_rows(self) -> int:
-        """Rows whose logits fit into CHUNK_BYTES, in whole row multiples."""
-        return max(CHUNK_BYTES // (4 * self.model.vocab_size) // 8 * 8, 8)
+        """Rows whose logits fit into one chunk, in whole row multiples."""
+        chunk_bytes = CHUNK_BYTES_CUDA if self.model.device.type == "cuda" else CHUNK_BYTES_CPU
+        return max(chunk_bytes // (4 * self.model.vocab_size) // ROW_MULTIPLE * ROW_MULTIPLE, ROW_MULTIPLE)
 
     def chunks(self) -> Iterator[tuple[slice, tuple[Segment, ...]]]:
         """Row ranges and the segments inside them, counted from the range's start."""
@@ -158,7 +160,7 @@ def _weighted_rows(weight_VD: Tensor, targets_MK: Tensor, g_MK: Tensor) -> Tenso
 
 def _padded_product(left_CV: Tensor, right_VD: Tensor) -> Tensor:
     """left @ right with the row count padded to a whole multiple, so that rows keep their bits."""
-    padding = -left_CV.shape[0] % 8
+    padding = -left_CV.shape[0] % ROW_MULTIPLE
     if padding:
         left_CV = torch.nn.functional.pad(left_CV, (0, 0, 0, padding))
     product = left_CV @ right_VD

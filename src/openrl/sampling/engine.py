@@ -45,6 +45,7 @@ class PagedSamplingEngine:
             model.dtype,
             model.device,
         )
+        self.max_sequences = sizes.max_sequences
         self._model = model
         self._cache = cache
         self._load_adapter = load_adapter

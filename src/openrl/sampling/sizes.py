@@ -9,7 +9,7 @@ from openrl.errors import InvalidRequest
 from openrl.model.base_model import BaseModel
 from openrl.sampling.kv_cache import bytes_per_block
 
-CPU_CACHE_BYTES = 2**30
+CPU_CACHE_BYTES = 2**29
 CUDA_CACHE_SHARE = 0.3
 
 

@@ -36,7 +36,7 @@ class PackedTrainingEngine(TrainingEngine):
         self._context = context
         self._model = context.model
         self._residency = residency
-        self._micro_batch_tokens = micro_batch_tokens
+        self.micro_batch_tokens = micro_batch_tokens
 
     def open_run(self, run: RunSpec, state: RunState | None) -> None:
         self._residency.add(create_run(run, self._model.linear_shapes, state))
@@ -112,7 +112,7 @@ class PackedTrainingEngine(TrainingEngine):
                 layout = self._residency.read(job.input.run_id).layout
                 job.staged = StagedGradients(layout, self._model.device)
         lengths = [[datum.num_tokens for datum in job.input.data] for job in jobs]
-        for places in pack(lengths, self._micro_batch_tokens):
+        for places in pack(lengths, self.micro_batch_tokens):
             live = [place for place in places if jobs[place.job].error is None]
             if live:
                 run_micro_batch(self._context, jobs, live, slots)
@@ -135,4 +135,4 @@ def create_training_engine(
     bank = AdapterBank(model.linear_shapes, config.resident_runs, model.dtype, model.device)
     context = PassContext(model, bank, merges_jobs=is_cuda and not deterministic)
     residency = Residency(bank, model.device, config.host_bytes, SpillDirectory(scratch_dir))
-    return PackedTrainingEngine(context, residency, config.micro_batch_tokens or (8192 if is_cuda else 512))
+    return PackedTrainingEngine(context, residency, config.micro_batch_tokens or (8192 if is_cuda else 256))

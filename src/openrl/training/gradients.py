@@ -51,7 +51,12 @@ class StagedGradients:
 
     def __init__(self, layout: FlatLayout, device: torch.device) -> None:
         self.flat_P = torch.zeros(layout.size, device=device)
+        self._layout = layout
         self._pairs = layout.pairs(self.flat_P)
+
+    def emptied(self) -> "StagedGradients":
+        """A staging area of the same shape with nothing in it."""
+        return StagedGradients(self._layout, self.flat_P.device)
 
     def add(self, name: str, da_RD: Float[Tensor, "R D"], db_OR: Float[Tensor, "O R"]) -> None:
         """Add one segment's gradients of one linear."""

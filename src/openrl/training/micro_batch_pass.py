@@ -4,7 +4,7 @@ Legend: T packed rows, D model dim, M head rows of one call, K targets of one ro
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float32
@@ -53,7 +53,7 @@ def run_micro_batch(
     if with_gradient:
         if leaf_TD.grad is not None and hidden_TD.requires_grad:
             hidden_TD.backward(leaf_TD.grad)
-        _fail_overflowed(jobs, places)
+        _fail_overflowed(context, jobs, places, slots)
 
 
 def _packed(job: Job, place: Place, bank: AdapterBank, slots: Mapping[str, int]) -> PackedDatum:
@@ -115,11 +115,25 @@ def _evaluate_without_targets(jobs: Sequence[Job], places: Sequence[Place], datu
                 _evaluate(jobs[place.job], place, packed, torch.zeros(0, num_targets))
 
 
-def _fail_overflowed(jobs: Sequence[Job], places: Sequence[Place]) -> None:
+def _fail_overflowed(
+    context: PassContext, jobs: Sequence[Job], places: Sequence[Place], slots: Mapping[str, int]
+) -> None:
     """End the jobs whose staged gradients are not finite after this micro-batch."""
     for index in dict.fromkeys(place.job for place in places):
         job = jobs[index]
         if job.staged is not None and not job.staged.is_finite():
-            numbers = [str(place.datum) for place in places if place.job == index]
+            numbers = [place.datum for place in places if place.job == index]
+            numbers = _overflowing_alone(context, job, numbers, slots) or numbers
             error = RequestFailed("the gradient is not finite; nothing was added to the run", "server")
-            job.fail(f"datum {' or '.join(numbers)}", error)
+            job.fail(f"datum {' or '.join(map(str, numbers))}", error)
+
+
+def _overflowing_alone(context: PassContext, job: Job, numbers: Sequence[int], slots: Mapping[str, int]) -> list[int]:
+    """The first datum whose gradient is not finite without the others; none where only their sum is not."""
+    for number in numbers if len(numbers) > 1 else ():
+        assert job.staged is not None
+        alone = replace(job, staged=job.staged.emptied(), evaluations={})
+        run_micro_batch(context, [alone], [Place(0, number)], slots)
+        if alone.error is not None:
+            return [number]
+    return []

@@ -42,7 +42,7 @@ class Executor:
         self._share = TimeShare()
         self._is_stopping = False
         self.stats = self._measure()
-        """Replaced as a whole after every step, so that any thread may read it."""
+        """Replaced as a whole after every change, so that any thread may read it."""
 
     def run(self) -> None:
         """Work until Shutdown came and all that came before it is done; sleeps while there is nothing to do."""
@@ -62,6 +62,7 @@ class Executor:
         self._accept(self._inbox.get())
         while not self._inbox.empty():
             self._accept(self._inbox.get())
+        self.stats = self._measure()  # a cancel or a close may leave nothing to compute, after which none is taken
         return True
 
     def _accept(self, command: Command) -> None:

@@ -32,13 +32,14 @@ def _create(info: BaseModelInfo, config: Config, blobs: Blobs, scratch_dir: Path
     def load_adapter(key: str) -> AdapterWeights:
         return read_adapter(blobs.get_object(key), model.linear_shapes)
 
-    on_gpu = model.device.type == "cuda"
+    training = create_training_engine(model, config.training, scratch_dir, deterministic=config.worker.deterministic)
+    sampling = create_sampling_engine(model, config.sampling, load_adapter)
     return Engines(
         base_model=info,
-        training=create_training_engine(model, config.training, scratch_dir),
-        sampling=create_sampling_engine(model, config.sampling, load_adapter),
-        max_pass_tokens=config.training.micro_batch_tokens or (8192 if on_gpu else 512),
-        max_sequences=config.sampling.max_sequences or (256 if on_gpu else 32),
+        training=training,
+        sampling=sampling,
+        max_pass_tokens=training.micro_batch_tokens,
+        max_sequences=sampling.max_sequences,
     )
 
 

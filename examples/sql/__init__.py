@@ -1,0 +1,1 @@
+"""The text-to-SQL task: databases, questions, grading, training and its report."""

@@ -1,0 +1,52 @@
+import io
+import json
+from pathlib import Path
+
+from examples.sql.evaluation import Evaluation
+from examples.sql.portability import Portability
+from examples.sql.progress import Monitor
+from examples.sql.report import results_table, write_curves, write_json
+from examples.sql.settings import QUICK
+from rich.console import Console
+
+EVALUATIONS = {
+    "base": Evaluation(0.0, 0.1, 4, {1: 0.0, 2: 0.0}, (("q", "SELECT 1", "wrong"),)),
+    "after RL": Evaluation(0.75, 0.9, 4, {1: 1.0, 2: 0.5}, (("q", "SELECT 2", "correct"),)),
+}
+
+
+def monitor_with_steps() -> Monitor:
+    monitor = Monitor(Console(quiet=True))
+    monitor.phase("warm-up", 1).step(value=1.5, num_tokens=100)
+    monitor.phase("reinforcement", 1).step(value=0.4, num_tokens=100, accuracy=0.3)
+    return monitor
+
+
+def test_the_table_shows_each_stage_by_level():
+    console = Console(record=True, width=120, file=io.StringIO())
+    console.print(results_table(EVALUATIONS, 34))
+    text = console.export_text()
+    assert "pass@4" in text
+    assert "75%" in text
+    assert "level 2" in text
+
+
+def test_the_json_holds_everything_that_was_measured(tmp_path: Path):
+    records = monitor_with_steps().records
+    write_json(tmp_path / "r.json", QUICK, 7, records, EVALUATIONS, Portability(1e-5, 90), 12.34)
+    content = json.loads((tmp_path / "r.json").read_text())
+    assert content["seed"] == 7
+    assert content["evaluations"]["after RL"]["greedy"] == 0.75
+    assert [step["phase"] for step in content["steps"]] == ["warm-up", "reinforcement"]
+    assert content["portability"]["max_difference"] == 1e-5
+    assert content["settings"]["rank"] == QUICK.rank
+
+
+def test_the_curves_are_a_picture(tmp_path: Path):
+    write_curves(tmp_path / "c.png", monitor_with_steps().records, EVALUATIONS)
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_difference_of_rounding_is_the_same_and_a_larger_one_is_not():
+    assert Portability(9e-4, 10).is_same
+    assert not Portability(2e-3, 10).is_same
