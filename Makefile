@@ -1,5 +1,7 @@
 # Two commands do everything: `make demo` and `make test`. Each sets up what it needs.
 PYTHON_BIN := .venv/bin
+# Tensor threads that spin while they wait slow each other down where tests share the cores.
+export OMP_WAIT_POLICY ?= PASSIVE
 PYTEST := $(PYTHON_BIN)/python -m pytest
 
 .PHONY: demo test test-all test-cookbook check bench setup format clean

@@ -23,7 +23,7 @@ import torch
 
 from bench.peft_loop import PeftLoop
 from openrl.cli.model_paths import find_model
-from openrl.config import SamplingConfig, TrainingConfig
+from openrl.config import SamplingConfig, TrainingConfig, worker_environment
 from openrl.model.adapter import AdapterWeights, initial_adapter
 from openrl.model.base_model import BaseModel, ModelSource, load_base_model
 from openrl.protocol.datum import Datum, ForwardBackwardInput
@@ -33,7 +33,7 @@ from openrl.sampling.engine import create_sampling_engine
 from openrl.training.engine import create_training_engine
 
 NUM_RUNS = 8
-DATUMS_PER_RUN = 2
+DATUMS_PER_RUN = 4
 PROMPTS_PER_RUN = 4
 NEW_TOKENS = 24
 RANK = 16
@@ -153,7 +153,7 @@ def run_side(name: str, path: Path, repeats: int) -> Measured:
 def measure(name: str, path: Path, repeats: int) -> Measured:
     """run_side in a child process."""
     command = [sys.executable, "-m", "bench.cpu", "--side", name, "--path", str(path), "--repeats", str(repeats)]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    output = subprocess.run(command, check=True, capture_output=True, text=True, env=worker_environment()).stdout
     return Measured(**json.loads(output.splitlines()[-1]))
 
 

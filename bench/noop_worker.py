@@ -9,7 +9,7 @@ import numpy as np
 from openrl.catalog import Catalog
 from openrl.config import Config
 from openrl.errors import RequestFailed
-from openrl.protocol.datum import ForwardBackwardInput
+from openrl.protocol.datum import DenseArray, ForwardBackwardInput
 from openrl.protocol.results import ForwardBackwardResult, SampledSequence, SampleResult
 from openrl.protocol.runs import RunSpec
 from openrl.sampling.base import FinishedSample, SampleJob, SamplingStats
@@ -42,11 +42,14 @@ class NoopTraining:
         return [self._result(job) for job in jobs]
 
     def _result(self, job: ForwardBackwardInput) -> ForwardBackwardResult:
-        outputs = tuple({"logprobs": np.zeros(datum.num_tokens, np.float32)} for datum in job.data)
-        return ForwardBackwardResult(outputs, {"loss:sum": 0.0})
+        return ForwardBackwardResult(tuple(_zeros(datum.num_tokens) for datum in job.data), {"loss:sum": 0.0})
 
     def optim_step(self, steps: Sequence[OptimStep]) -> list[dict[str, float] | RequestFailed]:
         return [{} for _ in steps]
+
+
+def _zeros(num_tokens: int) -> dict[str, DenseArray]:
+    return {"logprobs": np.zeros(num_tokens, np.float32)}
 
 
 class NoopSampling:

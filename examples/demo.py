@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 MODEL = "gemma-3-270m"
@@ -21,7 +21,7 @@ START_TIMEOUT_S = 300.0
 
 
 @contextlib.contextmanager
-def server(out: Path) -> Iterator[dict[str, str]]:
+def server(out: Path) -> Generator[dict[str, str]]:
     """A running `openrl serve`; yields its url and key."""
     ready = out / "ready.json"
     ready.unlink(missing_ok=True)

@@ -37,5 +37,5 @@ if [ ! -x "$venv/bin/pip" ]; then
 fi
 echo "installing pinned packages (a few minutes the first time)"
 install_torch
-"$venv/bin/pip" install -q -c constraints.txt -e ".[dev,models,examples]" 2> >(grep -v "is ignored: it is neither" >&2 || true)
+"$venv/bin/pip" install -q -c constraints.txt -e ".[dev,examples]" 2> >(grep -v "is ignored: it is neither" >&2 || true)
 touch "$venv/.ready"

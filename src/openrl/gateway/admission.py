@@ -52,12 +52,10 @@ def _check_datum(datum: Datum, where: str, spec: LossSpec, model: BaseModelInfo)
     if unknown:
         takes = ", ".join(known)
         raise InvalidRequest(f"{where} has {', '.join(map(repr, unknown))[:200]}; loss_fn {spec.name!r} takes {takes}")
-    for (
-        name,
-        spec_of_input,
-    ) in known.items():  # in this order, not the message's: targets first, the same error each time
+    # In the spec's order, not the body's: targets come first, and a body gets the same error every time.
+    for name, input_spec in known.items():
         if name in datum.loss_inputs:
-            _check_loss_input(datum.loss_inputs[name], f"{where}: {name}", spec_of_input, datum)
+            _check_loss_input(datum.loss_inputs[name], f"{where}: {name}", input_spec, datum)
     targets = datum.loss_inputs[_TARGETS]
     _check_range(_entries(targets), ABSENT_TARGET, model.vocab_size - 1, f"{where}: {_TARGETS}")
     _check_spans(datum, where)

@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
+from openrl.config import worker_environment
 from openrl.errors import Unavailable
 from openrl.telemetry.logs import get_logger
 from openrl.worker.process import EXIT_REFUSED
@@ -63,7 +64,10 @@ class Supervisor:
     async def _run_once(self) -> tuple[int, str]:
         """Exit status and last words of one child."""
         child = await asyncio.create_subprocess_exec(
-            *self._command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+            *self._command,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            env=worker_environment(),
         )
         self.pid = child.pid
         try:
