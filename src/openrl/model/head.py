@@ -1,10 +1,11 @@
 """Log-probabilities of given target tokens without ever holding all logits.
 
-Legend: M rows that have targets, K targets a row, D model dim, V vocab, R rank.
+Legend: M rows that have targets, K targets a row, C rows of a chunk, D model dim, V vocab, B block of V, R rank.
 
-d logp(y) / d h = W[y] - p W. Where the head is frozen, p W is computed chunk by chunk in the forward pass and
-kept ([M, D]); the backward pass then needs no logits, whatever the loss. Where the head itself is adapted, the
-backward pass recomputes each chunk's logits.
+The vocabulary is taken block by block, with a running maximum and sum, so that a chunk's logits stay in the caches of
+a CPU. d logp(y) / d h = W[y] - p W: where the head is frozen, p W is summed in the same pass and kept ([M, D]); the
+backward pass then needs no logits, whatever the loss. Where the head itself is adapted, the backward pass recomputes
+the logits. (Running softmax: Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018.)
 """
 
 from collections.abc import Iterator
@@ -19,11 +20,16 @@ from torch.autograd.function import Function, FunctionCtx
 from openrl.model.adapter import HEAD_NAME
 from openrl.model.base_model import BaseModel
 from openrl.model.batch import ROW_MULTIPLE, Adapters, Segment
-from openrl.model.lora import SlotFactors, TrainingAdapters, product_fp32, row_window
+from openrl.model.lora import AdapterBank, SlotFactors, TrainingAdapters, merge_by_slot, product_fp32, row_window
 
-CHUNK_BYTES_CPU = 2**26
-CHUNK_BYTES_CUDA = 2**30
-"""fp32 logits held at once: what stays in the caches' reach on a CPU, what keeps a GPU from waiting for launches."""
+CHUNK_BYTES = 2**30
+"""fp32 logits held at once where a block is the whole vocabulary (CUDA)."""
+
+MAX_CHUNK_ROWS = 256
+"""Rows of a chunk on CPU: enough to read the head's weights rarely, few enough for the caches."""
+
+ADAPTED_CHUNK_ROWS = 64
+"""Rows whose whole logits an adapted head's backward pass holds."""
 
 ABSENT = -1
 """A target id that asks for nothing: its log-probability is 0 and carries no gradient."""
@@ -39,14 +45,16 @@ def target_logprobs(
 ) -> Float[Tensor, "M K"]:
     """fp32 log-probabilities at temperature 1; differentiable where autograd is on.
 
-    `segments` say whose rows these are (rows beyond them use the base head). M must be a multiple of ROW_MULTIPLE
-    on CPU. Rows that `needs_grad_M` excludes get no gradient: their half of the work is left out.
+    `segments` say whose rows these are; where there are adapters, rows beyond them are padding that asks for nothing.
+    M must be a multiple of ROW_MULTIPLE on CPU. Rows that `needs_grad_M` excludes get no gradient: their half of the work is left out.
     """
+    bank = adapters.bank if isinstance(adapters, TrainingAdapters) else adapters
+    assert bank is None or isinstance(bank, AdapterBank)
+    plan = _Plan(model, targets_MK, bank, segments, needs_grad_M)
     if not torch.is_grad_enabled() or not hidden_MD.requires_grad:
-        plan = _Plan(model, targets_MK, adapters, segments, None)
         return plan.forward(hidden_MD, keep_expectation=False)[0]
-    plan = _Plan(model, targets_MK, adapters, segments, needs_grad_M)
-    result: Any = _TargetLogprobs.apply(hidden_MD, plan)
+    sink = adapters if isinstance(adapters, TrainingAdapters) else None
+    result: Any = _TargetLogprobs.apply(hidden_MD, plan, sink)
     return result
 
 
@@ -56,58 +64,150 @@ class _Plan:
 
     model: BaseModel
     targets_MK: Tensor
-    adapters: Adapters | None
+    bank: AdapterBank | None
     segments: tuple[Segment, ...]
     needs_grad_M: Tensor | None
 
     @property
-    def chunk_rows(self) -> int:
-        """Rows whose logits fit into one chunk, in whole row multiples."""
-        chunk_bytes = CHUNK_BYTES_CUDA if self.model.device.type == "cuda" else CHUNK_BYTES_CPU
-        return max(chunk_bytes // (4 * self.model.vocab_size) // ROW_MULTIPLE * ROW_MULTIPLE, ROW_MULTIPLE)
+    def is_adapted(self) -> bool:
+        """Whether any row's adapter changes the head."""
+        return self.bank is not None and any(self.bank.factors(s.slot, HEAD_NAME) is not None for s in self.segments)
 
-    def chunks(self) -> Iterator[tuple[slice, tuple[Segment, ...]]]:
-        """Row ranges and the segments inside them, counted from the range's start."""
+    @property
+    def chunk_rows(self) -> int:
+        """Rows taken at once, in whole row multiples."""
+        if self.model.device.type == "cpu":
+            return MAX_CHUNK_ROWS
+        return max(CHUNK_BYTES // (4 * self.model.vocab_size) // ROW_MULTIPLE * ROW_MULTIPLE, ROW_MULTIPLE)
+
+    def chunks(self) -> Iterator[slice]:
+        """Row ranges in order."""
         num_rows = self.targets_MK.shape[0]
         for start in range(0, num_rows, self.chunk_rows):
-            stop = min(start + self.chunk_rows, num_rows)
-            yield slice(start, stop), clip_segments(self.segments, start, stop)
+            yield slice(start, min(start + self.chunk_rows, num_rows))
 
     def forward(self, hidden_MD: Tensor, keep_expectation: bool) -> tuple[Tensor, Tensor | None]:
         """Log-probabilities [M, K], and p W [M, D] where it is wanted."""
         logprobs_MK = torch.empty(self.targets_MK.shape, dtype=torch.float32, device=hidden_MD.device)
         expected_MD = torch.zeros_like(hidden_MD) if keep_expectation else None
-        inference = _inference_adapters(self.adapters)
-        for rows, segments in self.chunks():
-            logits_CV = self.model.logits(hidden_MD[rows], inference, segments)
-            lse_C = torch.logsumexp(logits_CV, -1)
-            logprobs_MK[rows] = _pick(logits_CV, lse_C, self.targets_MK[rows])
-            if expected_MD is not None:
-                expected_MD[rows] = self._expectation(logits_CV, lse_C, rows)
+        with torch.no_grad():
+            for rows in self.chunks():
+                chunk = _Chunk(self, hidden_MD[rows], rows)
+                chosen_C = self._chosen(rows) if keep_expectation else None
+                logprobs_MK[rows], expected = chunk.run(chosen_C)
+                if expected_MD is not None and expected is not None and chosen_C is not None:
+                    expected_MD[rows.start + chosen_C] = expected
         return logprobs_MK, expected_MD
 
-    def _expectation(self, logits_CV: Tensor, lse_C: Tensor, rows: slice) -> Tensor:
-        """p W of the rows that may get a gradient; zeros elsewhere."""
-        weight_VD = self.model.head_weight
-        out_CD = torch.zeros(logits_CV.shape[0], weight_VD.shape[1], dtype=weight_VD.dtype, device=weight_VD.device)
-        chosen_C = self._chosen(rows, logits_CV.shape[0])
-        if chosen_C.numel():
-            p_CV = torch.exp(logits_CV[chosen_C] - lse_C[chosen_C, None])
-            out_CD[chosen_C] = _padded_product(p_CV.to(weight_VD.dtype), weight_VD)
-        return out_CD
-
-    def _chosen(self, rows: slice, size: int) -> Tensor:
+    def _chosen(self, rows: slice) -> Tensor:
         """Indices, within the chunk, of rows that may get a gradient."""
         if self.needs_grad_M is None:
-            return torch.arange(size, device=self.targets_MK.device)
+            return torch.arange(rows.stop - rows.start, device=self.targets_MK.device)
         return self.needs_grad_M[rows].nonzero()[:, 0]
+
+
+class _Chunk:
+    """One pass over the vocabulary for a chunk of rows."""
+
+    def __init__(self, plan: _Plan, hidden_CD: Tensor, rows: slice) -> None:
+        self._model = plan.model
+        self._hidden_CD = hidden_CD.contiguous()
+        self._targets_CK = plan.targets_MK[rows]
+        self._lora = _head_loras(plan, self._hidden_CD, rows)
+
+    def run(self, chosen_C: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Log-probabilities [C, K], and p W of the chosen rows."""
+        num_rows, device = self._hidden_CD.shape[0], self._hidden_CD.device
+        highest_C1 = torch.full((num_rows, 1), float("-inf"), device=device)
+        total_C1 = torch.zeros(num_rows, 1, device=device)
+        picked_CK = torch.zeros(self._targets_CK.shape, device=device)
+        expectation = _Expectation(self._model.head_weight, chosen_C)
+        for block in self._model.head_blocks():
+            logits_CB = self._logits(block)
+            _pick(logits_CB, self._targets_CK, block, picked_CK)
+            new_C1 = torch.maximum(highest_C1, logits_CB.amax(-1, keepdim=True))
+            p_CB = logits_CB.sub_(new_C1).exp_()
+            shrink_C1 = torch.exp(highest_C1 - new_C1)
+            total_C1 = total_C1 * shrink_C1 + p_CB.sum(-1, keepdim=True)
+            expectation.add(p_CB, block, shrink_C1)
+            highest_C1 = new_C1
+        logprobs_CK = picked_CK - (highest_C1 + torch.log(total_C1))
+        return logprobs_CK.masked_fill_(self._targets_CK == ABSENT, 0.0), expectation.result(total_C1)
+
+    def _logits(self, block: slice) -> Float[Tensor, "C B"]:
+        logits_CB = torch.mm(self._hidden_CD, self._model.head_weight[block].t())
+        for lora in self._lora:
+            lora.add(logits_CB, block)
+        return logits_CB.float()
+
+
+class _Expectation:
+    """The running p W of chosen rows; their number is padded so that rows keep their bits."""
+
+    def __init__(self, weight_VD: Tensor, chosen_C: Tensor | None) -> None:
+        self._weight_VD = weight_VD
+        self._chosen_P: Tensor | None = None
+        if chosen_C is not None and chosen_C.numel():
+            self._num_chosen = chosen_C.numel()
+            self._chosen_P = torch.nn.functional.pad(chosen_C, (0, -self._num_chosen % ROW_MULTIPLE))
+            size = (self._chosen_P.numel(), weight_VD.shape[1])
+            self._sum_PD = torch.zeros(size, dtype=torch.float32, device=weight_VD.device)
+
+    def add(self, p_CB: Tensor, block: slice, shrink_C1: Tensor) -> None:
+        """Add one block's share; what was added before shrinks to the new maximum."""
+        if self._chosen_P is not None:
+            share_PD = p_CB[self._chosen_P].to(self._weight_VD.dtype) @ self._weight_VD[block]
+            self._sum_PD.mul_(shrink_C1[self._chosen_P]).add_(share_PD)
+
+    def result(self, total_C1: Tensor) -> Float[Tensor, "P D"] | None:
+        """p W of the chosen rows, in the weights' type; None where none was chosen."""
+        if self._chosen_P is None:
+            return None
+        mean_PD = self._sum_PD / total_C1[self._chosen_P]
+        return mean_PD[: self._num_chosen].to(self._weight_VD.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class _HeadLora:
+    """One slot's product at the head, for its rows of a chunk."""
+
+    factors: SlotFactors
+    xa_WR: Tensor
+    rows: slice  # of the chunk
+    kept: slice  # of the window
+
+    def add(self, logits_CB: Tensor, block: slice) -> None:
+        """Add the block's part, in place."""
+        delta_WB = self.xa_WR @ self.factors.b_OR[block].t()
+        logits_CB[self.rows].add_(delta_WB[self.kept], alpha=self.factors.scale)
+
+
+def _head_loras(plan: _Plan, hidden_CD: Tensor, rows: slice) -> list[_HeadLora]:
+    if plan.bank is None:
+        return []
+    loras: list[_HeadLora] = []
+    for segment in merge_by_slot(clip_segments(plan.segments, rows.start, rows.stop)):
+        factors = plan.bank.factors(segment.slot, HEAD_NAME)
+        if factors is not None:
+            window = row_window(segment, hidden_CD.shape[0])
+            kept = slice(window.offset, window.offset + window.length)
+            wanted = slice(segment.start, segment.start + segment.length)
+            loras.append(_HeadLora(factors, window.take(hidden_CD) @ factors.a_RD.t(), wanted, kept))
+    return loras
+
+
+def _pick(logits_CB: Tensor, targets_CK: Tensor, block: slice, picked_CK: Tensor) -> None:
+    """Note the logits of the targets that lie in this block."""
+    is_here_CK = (targets_CK >= block.start) & (targets_CK < block.stop)
+    local_CK = (targets_CK - block.start).clamp(0, logits_CB.shape[1] - 1)
+    picked_CK.copy_(torch.where(is_here_CK, logits_CB.gather(1, local_CK), picked_CK))
 
 
 class _TargetLogprobs(Function):
     @staticmethod
-    def forward(ctx: Any, hidden_MD: Tensor, plan: _Plan) -> Tensor:
-        ctx.plan, ctx.is_adapted = plan, _is_head_adapted(plan)
-        logprobs_MK, expected_MD = plan.forward(hidden_MD, keep_expectation=not ctx.is_adapted)
+    def forward(ctx: Any, hidden_MD: Tensor, plan: _Plan, adapters: TrainingAdapters | None) -> Tensor:
+        ctx.plan, ctx.adapters = plan, adapters
+        logprobs_MK, expected_MD = plan.forward(hidden_MD, keep_expectation=not plan.is_adapted)
         ctx.save_for_backward(hidden_MD, expected_MD)
         return logprobs_MK
 
@@ -118,10 +218,10 @@ class _TargetLogprobs(Function):
         hidden_MD, expected_MD = saved.saved_tensors
         g_MK = grads[0].masked_fill(plan.targets_MK == ABSENT, 0.0)
         if expected_MD is None:
-            return _adapted_backward(plan, hidden_MD, g_MK), None
-        weight_VD = plan.model.head_weight
-        picked_MD = _weighted_rows(weight_VD, plan.targets_MK, g_MK)
-        return picked_MD - (g_MK.sum(-1, keepdim=True) * expected_MD.float()).to(picked_MD.dtype), None
+            return _adapted_backward(plan, saved.adapters, hidden_MD, g_MK), None, None
+        picked_MD = _weighted_rows(plan.model.head_weight, plan.targets_MK, g_MK)
+        total_MD = (g_MK.sum(-1, keepdim=True) * expected_MD.float()).to(picked_MD.dtype)
+        return picked_MD - total_MD, None, None
 
 
 def clip_segments(segments: tuple[Segment, ...], start: int, stop: int) -> tuple[Segment, ...]:
@@ -134,22 +234,6 @@ def clip_segments(segments: tuple[Segment, ...], start: int, stop: int) -> tuple
     return tuple(clipped)
 
 
-def _inference_adapters(adapters: Adapters | None) -> Adapters | None:
-    return adapters.bank if isinstance(adapters, TrainingAdapters) else adapters
-
-
-def _is_head_adapted(plan: _Plan) -> bool:
-    adapters = plan.adapters
-    if not isinstance(adapters, TrainingAdapters):
-        return False
-    return any(adapters.bank.factors(segment.slot, HEAD_NAME) is not None for segment in plan.segments)
-
-
-def _pick(logits_CV: Tensor, lse_C: Tensor, targets_CK: Tensor) -> Tensor:
-    picked_CK = logits_CV.gather(1, targets_CK.clamp(min=0)) - lse_C[:, None]
-    return picked_CK.masked_fill(targets_CK == ABSENT, 0.0)
-
-
 def _weighted_rows(weight_VD: Tensor, targets_MK: Tensor, g_MK: Tensor) -> Tensor:
     """sum_k g[m, k] W[target[m, k]], summed in order of k."""
     out_MD = torch.zeros(targets_MK.shape[0], weight_VD.shape[1], dtype=torch.float32, device=weight_VD.device)
@@ -158,24 +242,14 @@ def _weighted_rows(weight_VD: Tensor, targets_MK: Tensor, g_MK: Tensor) -> Tenso
     return out_MD.to(weight_VD.dtype)
 
 
-def _padded_product(left_CV: Tensor, right_VD: Tensor) -> Tensor:
-    """left @ right with the row count padded to a whole multiple, so that rows keep their bits."""
-    padding = -left_CV.shape[0] % ROW_MULTIPLE
-    if padding:
-        left_CV = torch.nn.functional.pad(left_CV, (0, 0, 0, padding))
-    product = left_CV @ right_VD
-    return product[: product.shape[0] - padding]
-
-
-def _adapted_backward(plan: _Plan, hidden_MD: Tensor, g_MK: Tensor) -> Tensor:
+def _adapted_backward(plan: _Plan, adapters: TrainingAdapters, hidden_MD: Tensor, g_MK: Tensor) -> Tensor:
     """Gradient of the hidden rows; factor gradients of the head go to the sink, segment by segment."""
-    adapters = plan.adapters
-    assert isinstance(adapters, TrainingAdapters)
     dhidden_MD = torch.zeros_like(hidden_MD)
+    step = min(plan.chunk_rows, ADAPTED_CHUNK_ROWS)
     for segment in plan.segments:
         factors = adapters.bank.factors(segment.slot, HEAD_NAME)
-        for start in range(segment.start, segment.start + segment.length, plan.chunk_rows):
-            stop = min(start + plan.chunk_rows, segment.start + segment.length)
+        for start in range(segment.start, segment.start + segment.length, step):
+            stop = min(start + step, segment.start + segment.length)
             part = Segment(start, stop - start, segment.slot, segment.job)
             dhidden_MD[start:stop] = _adapted_part(plan, adapters, factors, part, hidden_MD, g_MK)
     return dhidden_MD
