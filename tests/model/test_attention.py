@@ -7,6 +7,8 @@ from torch import Tensor
 from openrl.model.attention import (
     KEY_BLOCK,
     PackedAttention,
+    _attend_sequence_sdpa,
+    _find_siblings,
     blocked_attention,
     group_positions,
     group_rows,
@@ -124,6 +126,13 @@ def test_a_shared_prefix_gives_the_bits_and_gradients_of_whole_sequences(
         assert (mine - other).abs().max() < 1e-5 * other.abs().max()
 
 
+def test_siblings_that_would_waste_much_or_hold_many_keys_are_attended_apart():
+    uneven, _, _ = shared_and_not(20, (5, 5, 5, 60, 50))
+    assert [(each.first, each.stop) for each in _find_siblings(uneven)] == [(0, 1), (1, 4), (4, 6)]
+    long, _, _ = shared_and_not(7000, (5,) * 5)
+    assert [(each.first, each.stop) for each in _find_siblings(long)] == [(0, 1), (1, 3), (3, 5), (5, 6)]
+
+
 def test_neighbours_that_share_other_prefixes_change_no_bits():
     torch.manual_seed(3)
     family = (Segment(0, 40), Segment(40, 9, parent=0), Segment(49, 12, parent=0))
@@ -135,6 +144,15 @@ def test_neighbours_that_share_other_prefixes_change_no_bits():
     out = both.attend(0, q, k, v, 0.25, None)
     assert torch.equal(out[27:88], PackedAttention(family).attend(0, q[27:88], k[27:88], v[27:88], 0.25, None))
     assert not out[88:].any()
+
+
+@pytest.mark.parametrize("window", [None, 20])
+@pytest.mark.parametrize(("length", "num_keys"), [(30, 30), (7, 40), (1, 150)])
+def test_fused_attention_of_the_last_rows_equals_the_blocked_one(length: int, num_keys: int, window: int | None):
+    torch.manual_seed(length)
+    q, k, v = torch.randn(length, 6, 16), torch.randn(num_keys, 2, 16), torch.randn(num_keys, 2, 16)
+    got = _attend_sequence_sdpa(q, k, v, 0.25, window)
+    assert (got - ours(q, k, v, num_keys - length, 0.25, window)).abs().max() < 2e-6
 
 
 @pytest.mark.gpu
