@@ -10,20 +10,20 @@ LENGTHS = st.lists(st.lists(st.integers(1, 40), max_size=12), max_size=6)
 
 @settings(max_examples=200, deadline=None)
 @given(lengths=LENGTHS, budget=st.integers(1, 64))
-def test_every_datum_is_packed_once_in_order_and_within_budget(lengths: list[list[int]], budget: int):
+def test_every_group_is_packed_once_in_order_and_within_budget(lengths: list[list[int]], budget: int):
     batches = pack(lengths, budget)
     places = [place for batch in batches for place in batch]
     assert len(places) == len(set(places)) == sum(map(len, lengths))
     for job in range(len(lengths)):
-        assert [place.datum for place in places if place.job == job] == list(range(len(lengths[job])))
+        assert [place.group for place in places if place.job == job] == list(range(len(lengths[job])))
     for batch in batches:
         assert batch
         assert [place.job for place in batch] == sorted(place.job for place in batch)
-        tokens = sum(lengths[place.job][place.datum] for place in batch)
+        tokens = sum(lengths[place.job][place.group] for place in batch)
         assert tokens <= budget or len(batch) == 1
 
 
-def test_room_that_a_long_datum_leaves_goes_to_the_next_job():
+def test_room_that_a_long_group_leaves_goes_to_the_next_job():
     batches = pack([[6, 6], [3, 3, 3]], budget=10)
     assert batches == [
         [Place(0, 0), Place(1, 0)],

@@ -1,11 +1,12 @@
 """Runs, datums and an engine to try things on."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from openrl.config import TrainingConfig
 from openrl.errors import RequestFailed
@@ -20,9 +21,12 @@ VOCAB = 515
 ADAM = AdamParams(learning_rate=1e-2)
 
 
-def engine_of(model: BaseModel, scratch: Path, **settings: Any) -> PackedTrainingEngine:
+def engine_of(
+    model: BaseModel, scratch: Path, *, shares_prefixes: bool = True, **settings: Any
+) -> PackedTrainingEngine:
     """An engine with small micro-batches, so that requests span several."""
-    return create_training_engine(model, TrainingConfig(**{"micro_batch_tokens": 64, **settings}), scratch)
+    config = TrainingConfig(**{"micro_batch_tokens": 64, **settings})
+    return create_training_engine(model, config, scratch, shares_prefixes=shares_prefixes)
 
 
 def run_spec(run_id: str, rank: int = 4, seed: int = 1, **flags: bool) -> RunSpec:
@@ -56,6 +60,26 @@ def rl_datum(seed: int, length: int, prompt: int = 3) -> Datum:
             "advantages": (sampled * rng.normal(0.0, 1.0, length)).astype(np.float32),
         },
     )
+
+
+def shared_datums(seed: int, prefix: int, lengths: Sequence[int], loss_fn: str = "cross_entropy") -> list[Datum]:
+    """Datums whose first `prefix` rows are the same, with `lengths` rows of their own; weights differ everywhere."""
+    make = sft_datum if loss_fn == "cross_entropy" else rl_datum
+    first = make(seed, prefix + max(lengths))
+    data: list[Datum] = []
+    for index, length in enumerate(lengths):
+        own = make(1000 * seed + index, prefix + length)
+        inputs = dict(own.loss_inputs)
+        inputs["target_tokens"] = np.concatenate([_targets(first)[:prefix], _targets(own)[prefix:]])
+        tokens = np.concatenate([first.tokens[:prefix], own.tokens[prefix:]])
+        data.append(Datum(tokens, inputs))
+    return data
+
+
+def _targets(datum: Datum) -> NDArray[np.int64]:
+    targets = datum.loss_inputs["target_tokens"]
+    assert isinstance(targets, np.ndarray)
+    return targets.astype(np.int64)
 
 
 def request(

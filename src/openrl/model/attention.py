@@ -7,16 +7,24 @@ block in fp32. Blocks that a row may not see add exact zeros, and products run o
 ROW_MULTIPLE rows, so prefill in any chunking, decode, and training give a row the same bits on CPU.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.autograd.function import Function, FunctionCtx
+from torch.nn.attention.bias import causal_lower_right
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.checkpoint import checkpoint
 
 from openrl.model.batch import ROW_MULTIPLE, Segment
 
 KEY_BLOCK = 128
+
+MAX_SIBLING_KEYS = 2**14
+"""Keys that sequences computed together hold, the prefix counted for each: bounds the memory of its copies."""
 
 
 def blocked_attention(
@@ -137,10 +145,11 @@ def pad_keys(x_CKH: Float[Tensor, "C K H"]) -> Float[Tensor, "K P H"]:
 
 
 class PackedAttention:
-    """Causal attention inside each segment of a packed batch, whole sequences at once (training)."""
+    """Causal attention inside each sequence of a packed batch, whole sequences at once (training)."""
 
     def __init__(self, segments: tuple[Segment, ...]) -> None:
-        self._segments = segments
+        self._lengths = [segment.length for segment in segments]
+        self._siblings = _find_siblings(segments)
 
     def attend(
         self,
@@ -153,29 +162,95 @@ class PackedAttention:
     ) -> Float[Tensor, "T N H"]:
         """See model.batch.Attention; differentiable in q, k and v."""
         del layer
+        sizes = [*self._lengths, q_TNH.shape[0] - sum(self._lengths)]
+        q, k, v = (x.split(sizes) for x in (q_TNH, k_TKH, v_TKH))
         outs: list[Tensor] = []
-        num_rows = 0
-        for segment in self._segments:
-            rows = slice(segment.start, segment.start + segment.length)
-            outs.append(_attend_segment(q_TNH[rows], k_TKH[rows], v_TKH[rows], scale, window))
-            num_rows += segment.length
-        outs.append(torch.zeros_like(q_TNH[num_rows:]))
-        return torch.cat(outs)
+        for each in self._siblings:
+            own = slice(each.first, each.stop)
+            if each.parent < 0:
+                outs.append(_attend_sequence(q[each.first], k[each.first], v[each.first], scale, window))
+            else:
+                # Recomputed in the backward pass, which then holds no copies of the prefix's keys and values.
+                outs += checkpoint(
+                    _attend_siblings,
+                    q[own],
+                    (k[each.parent], *k[own]),
+                    (v[each.parent], *v[own]),
+                    scale,
+                    window,
+                    use_reentrant=False,
+                    preserve_rng_state=False,
+                )
+        return torch.cat([*outs, torch.zeros_like(q[-1])])
 
 
-def _attend_segment(
-    q_LNH: Tensor, k_LKH: Tensor, v_LKH: Tensor, scale: float, window: int | None
+@dataclass(frozen=True, slots=True)
+class _Siblings:
+    """Segments [first, stop) that are computed together: one without a parent, or several of one parent."""
+
+    parent: int
+    first: int
+    stop: int
+
+
+def _find_siblings(segments: Sequence[Segment]) -> list[_Siblings]:
+    """All segments in order; siblings stay together while that wastes little and holds few keys."""
+    found: list[_Siblings] = []
+    num_rows = longest = 0
+    for index, segment in enumerate(segments):
+        last = found[-1] if found else None
+        if last is not None and segment.parent >= 0 and segment.parent == last.parent:
+            num_rows, longest = num_rows + segment.length, max(longest, segment.length)
+            size = index + 1 - last.first
+            num_keys = size * (segments[segment.parent].length + longest)
+            if size * longest <= 2 * num_rows and num_keys <= MAX_SIBLING_KEYS:
+                found[-1] = _Siblings(last.parent, last.first, index + 1)
+                continue
+        found.append(_Siblings(segment.parent, index, index + 1))
+        num_rows = longest = segment.length
+    return found
+
+
+def _attend_siblings(
+    q: Sequence[Float[Tensor, "_ N H"]],
+    k: Sequence[Float[Tensor, "_ K H"]],
+    v: Sequence[Float[Tensor, "_ K H"]],
+    scale: float,
+    window: int | None,
+) -> list[Float[Tensor, "_ N H"]]:
+    """Causal attention of sequences that go on from one prefix; the first of `k` and of `v` are the prefix's.
+
+    They are computed as one sequence with the heads of all: padded to the longest, whose further keys
+    a shorter one's rows come before and do not see.
+    """
+    q_LSNH = pad_sequence(list(q))
+    num_sequences, num_heads = q_LSNH.shape[1:3]
+    k_CKH, v_CKH = (_prefixed(x[0], x[1:]) for x in (k, v))
+    out_LNH = _attend_sequence(q_LSNH.flatten(1, 2), k_CKH, v_CKH, scale, window)
+    out_LSNH = out_LNH.unflatten(1, (num_sequences, num_heads))
+    return [out_LSNH[: each.shape[0], index] for index, each in enumerate(q)]
+
+
+def _prefixed(prefix_PKH: Tensor, own: Sequence[Tensor]) -> Float[Tensor, "C S*K H"]:
+    """Keys or values of several sequences with the prefix before each, head after head."""
+    own_LSKH = pad_sequence(list(own))
+    prefix_PSKH = prefix_PKH[:, None].expand(-1, len(own), -1, -1)
+    return torch.cat([prefix_PSKH, own_LSKH]).flatten(1, 2)
+
+
+def _attend_sequence(
+    q_LNH: Tensor, k_CKH: Tensor, v_CKH: Tensor, scale: float, window: int | None
 ) -> Float[Tensor, "L N H"]:
-    """Causal attention of one whole sequence."""
+    """Causal attention of the last L rows of a sequence of C keys."""
     length, num_heads, _ = q_LNH.shape
-    num_kv_heads = k_LKH.shape[1]
+    num_keys, num_kv_heads, _ = k_CKH.shape
     if q_LNH.is_cuda:
-        return _attend_segment_sdpa(q_LNH, k_LKH, v_LKH, scale, window)
-    positions_R = group_positions(0, length, num_heads // num_kv_heads, q_LNH.device)
+        return _attend_sequence_sdpa(q_LNH, k_CKH, v_CKH, scale, window)
+    positions_R = group_positions(num_keys - length, length, num_heads // num_kv_heads, q_LNH.device)
     out: Any = _BlockedAttention.apply(
         group_rows(q_LNH, num_kv_heads),
-        pad_keys(k_LKH),
-        pad_keys(v_LKH),
+        pad_keys(k_CKH),
+        pad_keys(v_CKH),
         positions_R.expand(num_kv_heads, -1),
         scale,
         window,
@@ -183,17 +258,19 @@ def _attend_segment(
     return ungroup_rows(out, length, num_heads)
 
 
-def _attend_segment_sdpa(
-    q_LNH: Tensor, k_LKH: Tensor, v_LKH: Tensor, scale: float, window: int | None
+def _attend_sequence_sdpa(
+    q_LNH: Tensor, k_CKH: Tensor, v_CKH: Tensor, scale: float, window: int | None
 ) -> Float[Tensor, "L N H"]:
     """The same through torch's fused kernels."""
-    q, k, v = (x.transpose(0, 1)[None] for x in (q_LNH, k_LKH, v_LKH))
-    length = q_LNH.shape[0]
-    mask = None
-    if window is not None and length > window:
-        rows = torch.arange(length, device=q.device)
-        distance = rows[:, None] - rows[None, :]
+    q, k, v = (x.transpose(0, 1)[None] for x in (q_LNH, k_CKH, v_CKH))
+    length, num_keys = q_LNH.shape[0], k_CKH.shape[0]
+    mask: Tensor | None = None
+    if window is not None and num_keys > window:
+        keys = torch.arange(num_keys, device=q.device)
+        distance = keys[num_keys - length :, None] - keys[None, :]
         mask = (distance >= 0) & (distance < window)
+    elif num_keys > length:
+        mask = causal_lower_right(length, num_keys)
     out = torch.nn.functional.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=True
     )

@@ -15,12 +15,17 @@ BASE_SLOT = -1
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Consecutive rows of one sequence."""
+    """Consecutive rows of one sequence.
+
+    A segment with a `parent` goes on where that one ends: sequences that begin alike have their common rows
+    computed once. A parent has no parent itself, and its children follow it without others in between.
+    """
 
     start: int  # first row
     length: int  # rows
     slot: int = BASE_SLOT  # adapter slot in the bank
     job: int = 0  # whose gradients these rows feed (training)
+    parent: int = -1  # index of the segment that holds the rows before these; -1: there are none
 
 
 class Attention(Protocol):

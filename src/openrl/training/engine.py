@@ -1,9 +1,9 @@
 """The training engine: many runs' requests packed together over one base model.
 
-A job's numbers do not depend on what else is in the pass: rows are independent of each other, losses and
-gradients are formed datum by datum (on CUDA, unless asked, job by job), gradients add up in datum order in
-the job's own staging area, and that is added to the run's pending gradients once, when the whole job has
-succeeded.
+A job's numbers do not depend on what else is in the pass: rows are independent of each other, losses are
+formed datum by datum and gradients group by group (see prefix_groups; on CUDA, unless asked, job by job),
+gradients add up in datum order in the job's own staging area, and that is added to the run's pending gradients
+once, when the whole job has succeeded.
 """
 
 from collections.abc import Generator, Mapping, Sequence
@@ -30,13 +30,19 @@ JobResult = ForwardBackwardResult | RequestFailed
 
 
 class PackedTrainingEngine(TrainingEngine):
-    """See TrainingEngine. `micro_batch_tokens`: rows of one forward and backward pass."""
+    """See TrainingEngine. `micro_batch_tokens`: rows of one forward and backward pass.
 
-    def __init__(self, context: PassContext, residency: Residency, micro_batch_tokens: int) -> None:
+    `shares_prefixes`: compute the tokens that a job's datums begin with once; the log-probabilities are the same.
+    """
+
+    def __init__(
+        self, context: PassContext, residency: Residency, micro_batch_tokens: int, shares_prefixes: bool = True
+    ) -> None:
         self._context = context
         self._model = context.model
         self._residency = residency
         self.micro_batch_tokens = micro_batch_tokens
+        self._shares_prefixes = shares_prefixes
 
     def open_run(self, run: RunSpec, state: RunState | None) -> None:
         self._residency.add(create_run(run, self._model.linear_shapes, state))
@@ -95,8 +101,9 @@ class PackedTrainingEngine(TrainingEngine):
     ) -> dict[int, Job]:
         """The wave's jobs that can run; the others' failures go into `results`."""
         opened: dict[int, Job] = {}
+        max_group_rows = self.micro_batch_tokens if self._shares_prefixes else 0
         for index in wave:
-            job = open_job(self._model, jobs[index])
+            job = open_job(self._model, jobs[index], max_group_rows)
             if isinstance(job, Job) and job.input.run_id not in self._residency:
                 job = RequestFailed(f"run {job.input.run_id!r} is not open on this worker", "server")
             if isinstance(job, Job):
@@ -111,7 +118,7 @@ class PackedTrainingEngine(TrainingEngine):
             if not job.input.is_forward_only:
                 layout = self._residency.read(job.input.run_id).layout
                 job.staged = StagedGradients(layout, self._model.device)
-        lengths = [[datum.num_tokens for datum in job.input.data] for job in jobs]
+        lengths = [[group.num_rows for group in job.groups] for job in jobs]
         for places in pack(lengths, self.micro_batch_tokens):
             live = [place for place in places if jobs[place.job].error is None]
             if live:
@@ -125,14 +132,21 @@ class PackedTrainingEngine(TrainingEngine):
 
 
 def create_training_engine(
-    model: BaseModel, config: TrainingConfig, scratch_dir: Path, *, deterministic: bool = False
+    model: BaseModel,
+    config: TrainingConfig,
+    scratch_dir: Path,
+    *,
+    deterministic: bool = False,
+    shares_prefixes: bool = True,
 ) -> PackedTrainingEngine:
     """An engine over the model; `scratch_dir` is for this process alone and may be deleted when it ends.
 
     `deterministic`: gradients do not depend on who shares a pass, to the bit, also on CUDA; slower there.
+    `shares_prefixes`: see PackedTrainingEngine.
     """
     is_cuda = model.device.type == "cuda"
     bank = AdapterBank(model.linear_shapes, config.resident_runs, model.dtype, model.device)
     context = PassContext(model, bank, merges_jobs=is_cuda and not deterministic)
     residency = Residency(bank, model.device, config.host_bytes, SpillDirectory(scratch_dir))
-    return PackedTrainingEngine(context, residency, config.micro_batch_tokens or (8192 if is_cuda else 256))
+    micro_batch_tokens = config.micro_batch_tokens or (8192 if is_cuda else 256)
+    return PackedTrainingEngine(context, residency, micro_batch_tokens, shares_prefixes)

@@ -16,6 +16,7 @@ from openrl.protocol.results import ForwardBackwardResult
 from openrl.training.evaluation import Evaluation, LossCall, summarise
 from openrl.training.gradients import StagedGradients
 from openrl.training.loss_inputs import Targets, check_targets, may_have_gradient, read_targets
+from openrl.training.prefix_groups import PrefixGroup, group_datums, row_keys
 
 
 @dataclass(slots=True)
@@ -26,6 +27,7 @@ class Job:
     call: LossCall
     targets: list[Targets]
     needs_grad_M: list[NDArray[np.bool_]]  # per datum, see may_have_gradient
+    groups: list[PrefixGroup]  # the datums in order, those that begin alike together
     staged: StagedGradients | None = None  # None: forward only
     evaluations: dict[int, Evaluation] = field(default_factory=dict[int, Evaluation])
     error: RequestFailed | None = None
@@ -59,8 +61,11 @@ class GradientStage:
             staged.add(name, da_RD, db_OR)
 
 
-def open_job(model: BaseModel, request: ForwardBackwardInput) -> Job | RequestFailed:
-    """The job, or its failure where its inputs do not fit the loss or the model."""
+def open_job(model: BaseModel, request: ForwardBackwardInput, max_group_rows: int) -> Job | RequestFailed:
+    """The job, or its failure where its inputs do not fit the loss or the model.
+
+    `max_group_rows`: see group_datums; 0 computes every datum by itself.
+    """
     try:
         spec = resolve_loss(request.loss_fn)
         call = LossCall(spec, resolve_loss_settings(request.loss_fn, request.loss_fn_config))
@@ -74,7 +79,8 @@ def open_job(model: BaseModel, request: ForwardBackwardInput) -> Job | RequestFa
             needs_grad_M.append(may_have_gradient(datum, targets[-1], spec))
         except InvalidRequest as error:
             return RequestFailed(f"datum {index}: {error}", "user")
-    return Job(request, call, targets, needs_grad_M)
+    keys = [row_keys(datum.tokens, each.by_token()) for datum, each in zip(request.data, targets, strict=True)]
+    return Job(request, call, targets, needs_grad_M, group_datums(keys, max_group_rows))
 
 
 def _read(model: BaseModel, datum: Datum, spec: LossSpec) -> Targets:

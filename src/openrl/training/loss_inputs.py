@@ -30,6 +30,12 @@ class Targets:
     ids_MK: NDArray[np.int64]  # ABSENT where there is none
     shape: tuple[int, ...]  # of target_tokens: (N,) or (N, K)
 
+    def by_token(self) -> NDArray[np.int64]:
+        """Target ids of every token, [N, K]; ABSENT where there is none."""
+        ids_NK = np.full((self.shape[0], self.ids_MK.shape[1]), ABSENT, np.int64)
+        ids_NK[self.rows_M] = self.ids_MK
+        return ids_NK
+
     def spread(self, logprobs_MK: Float[Tensor, "M K"]) -> Float[Tensor, "N ..."]:
         """Log-probabilities in the shape of the targets; 0.0 where there is no target."""
         if len(self.rows_M) == self.shape[0]:

@@ -17,9 +17,11 @@ from openrl.model.batch import Adapters
 from openrl.model.head import target_logprobs
 from openrl.model.lora import AdapterBank, TrainingAdapters
 from openrl.training.evaluation import evaluate
+from openrl.training.head_calls import HeadCall, plan_head
 from openrl.training.job import GradientStage, Job
-from openrl.training.micro_batch import HeadCall, PackedDatum, build_batch, merge_jobs, plan_head
+from openrl.training.micro_batch import PackedDatum, PackedGroup, build_batch, merge_jobs
 from openrl.training.packing import Place
+from openrl.training.prefix_groups import PrefixGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,85 +36,71 @@ class PassContext:
 def run_micro_batch(
     context: PassContext, jobs: Sequence[Job], places: Sequence[Place], slots: Mapping[str, int]
 ) -> None:
-    """Evaluate the datums at `places` and stage their gradients; failures end their job only.
+    """Evaluate the groups at `places` and stage their gradients; failures end their job only.
 
     The jobs at `places` are all forward-only or none. `slots`: adapter slot of each run.
     """
     with_gradient = jobs[places[0].job].staged is not None
     model, bank = context.model, context.bank
     adapters = TrainingAdapters(bank, GradientStage(jobs), model.device) if with_gradient else bank
-    datums = [_packed(jobs[place.job], place, bank, slots) for place in places]
+    groups = [_packed(jobs[place.job], place, bank, slots) for place in places]
     with torch.set_grad_enabled(with_gradient):
-        batch = build_batch(model, datums, adapters, context.merges_jobs)
+        batch = build_batch(model, groups, adapters, context.merges_jobs)
         hidden_TD = model.hidden(batch)
         # The head's backward passes run into this leaf, call by call in datum order; then the body's runs once.
         leaf_TD = hidden_TD.detach().requires_grad_(with_gradient)
-        for call in plan_head(model, datums):
-            _run_head(context, adapters, jobs, places, datums, call, leaf_TD)
-    _evaluate_without_targets(jobs, places, datums)
+        for call in plan_head(model, groups):
+            _run_head(context, adapters, jobs, call, leaf_TD)
+    _evaluate_without_targets(jobs, groups)
     if with_gradient:
         if leaf_TD.grad is not None and hidden_TD.requires_grad:
             hidden_TD.backward(leaf_TD.grad)
         _fail_overflowed(context, jobs, places, slots)
 
 
-def _packed(job: Job, place: Place, bank: AdapterBank, slots: Mapping[str, int]) -> PackedDatum:
+def _packed(job: Job, place: Place, bank: AdapterBank, slots: Mapping[str, int]) -> PackedGroup:
     slot = slots[job.input.run_id]
-    return PackedDatum(
-        job=place.job,
-        slot=slot,
-        trains_head=bank.factors(slot, HEAD_NAME) is not None,
-        datum=job.input.data[place.datum],
-        targets=job.targets[place.datum],
-        needs_grad_M=job.needs_grad_M[place.datum],
-    )
+    group = job.groups[place.group]
+    datums = (PackedDatum(n, job.input.data[n], job.targets[n], job.needs_grad_M[n]) for n in group.datums)
+    trains_head = bank.factors(slot, HEAD_NAME) is not None
+    return PackedGroup(place.job, slot, trains_head, group.prefix, tuple(datums))
 
 
-def _run_head(
-    context: PassContext,
-    adapters: Adapters,
-    jobs: Sequence[Job],
-    places: Sequence[Place],
-    datums: Sequence[PackedDatum],
-    call: HeadCall,
-    leaf_TD: Tensor,
-) -> None:
+def _run_head(context: PassContext, adapters: Adapters, jobs: Sequence[Job], call: HeadCall, leaf_TD: Tensor) -> None:
     """Log-probabilities and losses of one head call; with gradient, adds to the leaf's."""
     hidden_MD = leaf_TD.index_select(0, call.rows_M)
     segments = merge_jobs(call.segments) if context.merges_jobs else call.segments
     logprobs_MK = target_logprobs(context.model, hidden_MD, call.targets_MK, adapters, segments, call.needs_grad_M)
     host_MK = logprobs_MK.detach().cpu()
     gradient_MK = torch.zeros_like(host_MK)
-    for index, segment in zip(call.datums, call.segments, strict=True):
-        rows = slice(segment.start, segment.start + segment.length)
-        gradient = _evaluate(jobs[places[index].job], places[index], datums[index], host_MK[rows])
+    for each in call.datums:
+        gradient = _evaluate(jobs[each.job], each.packed, host_MK[each.rows_M])
         if gradient is not None:
-            gradient_MK[rows] = gradient
+            gradient_MK[each.rows_M] += gradient
     if logprobs_MK.requires_grad:
         logprobs_MK.backward(gradient_MK.to(logprobs_MK.device))
 
 
-def _evaluate(
-    job: Job, place: Place, packed: PackedDatum, logprobs_MK: Float32[Tensor, "M K"]
-) -> Float32[Tensor, "M K"] | None:
+def _evaluate(job: Job, packed: PackedDatum, logprobs_MK: Float32[Tensor, "M K"]) -> Float32[Tensor, "M K"] | None:
     """The gradient of the datum's log-probabilities; None when forward only or failed."""
     with_gradient = job.staged is not None
     try:
         evaluation = evaluate(job.call, packed.datum, packed.targets, logprobs_MK, with_gradient)
     except (InvalidRequest, RequestFailed) as error:
-        job.fail(f"datum {place.datum}", error)
+        job.fail(f"datum {packed.number}", error)
         return None
-    job.evaluations[place.datum] = evaluation
+    job.evaluations[packed.number] = evaluation
     return evaluation.gradient_MK
 
 
-def _evaluate_without_targets(jobs: Sequence[Job], places: Sequence[Place], datums: Sequence[PackedDatum]) -> None:
+def _evaluate_without_targets(jobs: Sequence[Job], groups: Sequence[PackedGroup]) -> None:
     """Outputs of datums that ask for no log-probability at all."""
-    for place, packed in zip(places, datums, strict=True):
-        if not len(packed.targets.rows_M):
-            num_targets = packed.targets.ids_MK.shape[1]
-            with torch.enable_grad():
-                _evaluate(jobs[place.job], place, packed, torch.zeros(0, num_targets))
+    for group in groups:
+        for packed in group.datums:
+            if not len(packed.targets.rows_M):
+                num_targets = packed.targets.ids_MK.shape[1]
+                with torch.enable_grad():
+                    _evaluate(jobs[group.job], packed, torch.zeros(0, num_targets))
 
 
 def _fail_overflowed(
@@ -122,7 +110,7 @@ def _fail_overflowed(
     for index in dict.fromkeys(place.job for place in places):
         job = jobs[index]
         if job.staged is not None and not job.staged.is_finite():
-            numbers = [place.datum for place in places if place.job == index]
+            numbers = [number for place in places if place.job == index for number in job.groups[place.group].datums]
             numbers = _overflowing_alone(context, job, numbers, slots) or numbers
             error = RequestFailed("the gradient is not finite; nothing was added to the run", "server")
             job.fail(f"datum {' or '.join(map(str, numbers))}", error)
@@ -132,8 +120,9 @@ def _overflowing_alone(context: PassContext, job: Job, numbers: Sequence[int], s
     """The first datum whose gradient is not finite without the others; none where only their sum is not."""
     for number in numbers if len(numbers) > 1 else ():
         assert job.staged is not None
-        alone = replace(job, staged=job.staged.emptied(), evaluations={})
-        run_micro_batch(context, [alone], [Place(0, number)], slots)
+        group = PrefixGroup(number, 1, 0, job.input.data[number].num_tokens)
+        alone = replace(job, groups=[group], staged=job.staged.emptied(), evaluations={})
+        run_micro_batch(context, [alone], [Place(0, 0)], slots)
         if alone.error is not None:
             return [number]
     return []

@@ -1,4 +1,4 @@
-"""Packs the datums of many requests into micro-batches of bounded size."""
+"""Packs the prefix groups of many requests into micro-batches of bounded size."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,17 +6,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Which datum of which job."""
+    """Which prefix group of which job."""
 
     job: int
-    datum: int
+    group: int
 
 
 def pack(lengths: Sequence[Sequence[int]], budget: int) -> list[list[Place]]:
-    """Micro-batches of at most `budget` tokens; a longer datum goes alone.
+    """Micro-batches of at most `budget` rows; a longer group goes alone.
 
-    `lengths[job][datum]` in tokens. A job's datums keep their order, within a micro-batch and over
-    them: gradients add up in that order. Room that a job's next datum does not fit is given to later jobs.
+    `lengths[job][group]` in rows. A job's groups keep their order, within a micro-batch and over
+    them: gradients add up in that order. Room that a job's next group does not fit is given to later jobs.
     """
     waiting = [list(enumerate(job))[::-1] for job in lengths]
     batches: list[list[Place]] = []
@@ -30,14 +30,14 @@ def pack(lengths: Sequence[Sequence[int]], budget: int) -> list[list[Place]]:
 
 
 def _fill(waiting: list[list[tuple[int, int]]], first: int, budget: int) -> list[Place]:
-    """One micro-batch, taken off the waiting datums; never empty."""
+    """One micro-batch, taken off the waiting groups; never empty."""
     batch: list[Place] = []
     room = budget
     for job in range(first, len(waiting)):
-        datums = waiting[job]
-        while datums and (datums[-1][1] <= room or not batch):
-            datum, length = datums.pop()
-            batch.append(Place(job, datum))
+        groups = waiting[job]
+        while groups and (groups[-1][1] <= room or not batch):
+            group, length = groups.pop()
+            batch.append(Place(job, group))
             room -= length
         if room <= 0:
             break
