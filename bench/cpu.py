@@ -2,8 +2,10 @@
 
     python -m bench.cpu --json [--model gemma-3-270m] [--repeats 3]
 
-Each side runs in a process of its own, so that its peak memory is its own; sides take turns, medians count.
-The loop does what a per-run trainer does: one adapter after the other, padded batches, full logits.
+The mixed batch is that of the text-to-SQL job: four runs in their supervised warm-up (different prompts), four in
+reinforcement learning (a group of samples of one prompt). Each side runs in a process of its own, so that its peak
+memory is its own; medians count. The loop does what a per-run trainer does: one adapter after the other, padded
+batches, full logits.
 """
 
 import argparse
@@ -26,14 +28,15 @@ from openrl.cli.model_paths import find_model
 from openrl.config import SamplingConfig, TrainingConfig, worker_environment
 from openrl.model.adapter import AdapterWeights, initial_adapter
 from openrl.model.base_model import BaseModel, ModelSource, load_base_model
-from openrl.protocol.datum import Datum, ForwardBackwardInput
+from openrl.protocol.datum import Datum, ForwardBackwardInput, LossInput
 from openrl.protocol.runs import RunSpec, SamplerSpec
 from openrl.sampling.base import SampleJob, SamplingOptions
 from openrl.sampling.engine import create_sampling_engine
 from openrl.training.engine import create_training_engine
 
 NUM_RUNS = 8
-DATUMS_PER_RUN = 4
+NUM_SUPERVISED = 4
+DATUMS_PER_RUN = 6
 PROMPTS_PER_RUN = 4
 NEW_TOKENS = 24
 RANK = 16
@@ -52,7 +55,7 @@ class Measured:
 class Work:
     """Token sequences and how much of each is completion; the same for both sides."""
 
-    sequences: list[list[int]]  # NUM_RUNS * DATUMS_PER_RUN
+    sequences: list[list[int]]  # NUM_RUNS * DATUMS_PER_RUN; the last runs' share their prompts
     completions: list[int]
     prompts: list[list[int]]  # NUM_RUNS * PROMPTS_PER_RUN
 
@@ -60,9 +63,14 @@ class Work:
 def make_work(vocab_size: int) -> Work:
     """Prompts of 60-200 tokens with completions of 10-30, as the text-to-SQL job has them."""
     rng = np.random.default_rng(0)
-    lengths = rng.integers(60, 200, NUM_RUNS * DATUMS_PER_RUN)
-    completions = [int(n) for n in rng.integers(10, 30, len(lengths))]
-    sequences = [rng.integers(10, vocab_size, int(n)).tolist() for n in lengths]
+    completions = [int(n) for n in rng.integers(10, 30, NUM_RUNS * DATUMS_PER_RUN)]
+    sequences: list[list[int]] = []
+    prompt: list[int] = []
+    for index, completion in enumerate(completions):
+        run, place = divmod(index, DATUMS_PER_RUN)
+        if run < NUM_SUPERVISED or place == 0:
+            prompt = rng.integers(10, vocab_size, int(rng.integers(60, 200))).tolist()
+        sequences.append(prompt + rng.integers(10, vocab_size, completion).tolist())
     prompts = [rng.integers(10, vocab_size, int(n)).tolist() for n in rng.integers(60, 200, NUM_RUNS * PROMPTS_PER_RUN)]
     return Work(sequences, completions, prompts)
 
@@ -83,8 +91,9 @@ def openrl_train(model: BaseModel, work: Work) -> Callable[[], int]:
     for run in range(NUM_RUNS):
         engine.open_run(_spec(run), None)
         chosen = range(run * DATUMS_PER_RUN, (run + 1) * DATUMS_PER_RUN)
-        data = tuple(_datum(work.sequences[i], work.completions[i]) for i in chosen)
-        jobs.append(ForwardBackwardInput(f"run{run}", 1, data, "cross_entropy"))
+        loss = "cross_entropy" if run < NUM_SUPERVISED else "importance_sampling"
+        data = tuple(_datum(work.sequences[i], work.completions[i], loss) for i in chosen)
+        jobs.append(ForwardBackwardInput(f"run{run}", 1, data, loss))
 
     def once() -> int:
         for _ in engine.forward_backward(jobs):
@@ -94,11 +103,17 @@ def openrl_train(model: BaseModel, work: Work) -> Callable[[], int]:
     return once
 
 
-def _datum(sequence: list[int], completion: int) -> Datum:
-    weights = np.zeros(len(sequence) - 1, np.float32)
-    weights[-completion:] = 1.0
+def _datum(sequence: list[int], completion: int, loss: str) -> Datum:
+    wanted = np.zeros(len(sequence) - 1, np.float32)
+    wanted[-completion:] = 1.0
     tokens = np.array(sequence, np.int32)
-    return Datum(tokens[:-1], {"target_tokens": tokens[1:].astype(np.int64), "weights": weights})
+    inputs: dict[str, LossInput] = {"target_tokens": tokens[1:].astype(np.int64)}
+    if loss == "cross_entropy":
+        inputs["weights"] = wanted
+    else:
+        inputs["advantages"] = wanted
+        inputs["logprobs"] = np.where(wanted, -12.5, 0.0).astype(np.float32)  # near those of random tokens
+    return Datum(tokens[:-1], inputs)
 
 
 def openrl_sample(model: BaseModel, work: Work) -> Callable[[], int]:

@@ -73,7 +73,7 @@ class TrainingConfig(Section):
     """The training engine."""
 
     micro_batch_tokens: int = Field(default=0, ge=0)
-    """Tokens in one packed pass; 0: 256 on CPU, 8192 on CUDA."""
+    """Tokens in one packed pass; 0: 384 on CPU, 8192 on CUDA."""
     resident_runs: int = Field(default=32, ge=1)
     """Runs kept in device memory; the others wait on the host and on disk."""
     host_bytes: int = Field(default=4 * 2**30, ge=0)

@@ -39,6 +39,13 @@ def inputs(model: BaseModel) -> tuple[Tensor, Tensor, Tensor]:
     return hidden_MD, targets_MK, torch.randn(NUM_ROWS, 3)
 
 
+def taken_grad(leaf: Tensor) -> Tensor:
+    """The leaf's gradient, which starts from nothing again."""
+    assert leaf.grad is not None
+    grad, leaf.grad = leaf.grad, None
+    return grad
+
+
 @pytest.mark.parametrize("block", [1, 100, 515, 2048])
 @pytest.mark.parametrize("adapted", [False, True])
 def test_values_and_gradients_equal_dense_whatever_the_block(tiny_dirs: dict[str, Path], block: int, adapted: bool):
@@ -48,13 +55,12 @@ def test_values_and_gradients_equal_dense_whatever_the_block(tiny_dirs: dict[str
     hidden_MD, targets_MK, weights_MK = inputs(model)
     expected = dense(model, hidden_MD, targets_MK, bank)
     (expected * weights_MK).sum().backward()
-    assert hidden_MD.grad is not None
-    expected_grad, hidden_MD.grad = hidden_MD.grad, None
+    expected_grad = taken_grad(hidden_MD)
     adapters = None if bank is None else TrainingAdapters(bank, Sums(), torch.device("cpu"))
     got = target_logprobs(model, hidden_MD, targets_MK, adapters, SEGMENTS)
     (got * weights_MK).sum().backward()
     assert (got - expected).abs().max() < 2e-6
-    assert (hidden_MD.grad - expected_grad).abs().max() < 1e-5
+    assert (taken_grad(hidden_MD) - expected_grad).abs().max() < 1e-5
     with torch.no_grad():
         assert torch.equal(target_logprobs(model, hidden_MD, targets_MK, bank, SEGMENTS), got)
 
@@ -66,12 +72,11 @@ def test_rows_that_need_no_gradient_get_none_and_change_nothing_else(tiny_dirs: 
     needs_grad_M = torch.arange(NUM_ROWS) % 3 == 0
     full = target_logprobs(model, hidden_MD, targets_MK)
     (full * weights_MK)[needs_grad_M].sum().backward()
-    assert hidden_MD.grad is not None
-    expected, hidden_MD.grad = hidden_MD.grad, None
+    expected = taken_grad(hidden_MD)
     part = target_logprobs(model, hidden_MD, targets_MK, needs_grad_M=needs_grad_M)
     (part * weights_MK * needs_grad_M[:, None]).sum().backward()
     assert torch.equal(part, full)
-    assert torch.equal(hidden_MD.grad, expected)
+    assert torch.equal(taken_grad(hidden_MD), expected)
 
 
 def test_logits_by_blocks_equal_one_product(tiny_dirs: dict[str, Path]):

@@ -46,7 +46,8 @@ def target_logprobs(
     """fp32 log-probabilities at temperature 1; differentiable where autograd is on.
 
     `segments` say whose rows these are; where there are adapters, rows beyond them are padding that asks for nothing.
-    M must be a multiple of ROW_MULTIPLE on CPU. Rows that `needs_grad_M` excludes get no gradient: their half of the work is left out.
+    M must be a multiple of ROW_MULTIPLE on CPU. Rows that `needs_grad_M` excludes get no gradient: their half of the
+    work is left out.
     """
     bank = adapters.bank if isinstance(adapters, TrainingAdapters) else adapters
     assert bank is None or isinstance(bank, AdapterBank)

@@ -18,6 +18,7 @@ from torch.autograd.function import Function, FunctionCtx
 
 from openrl.model.adapter import AdapterWeights, LoraPair
 from openrl.model.batch import BASE_SLOT, ROW_MULTIPLE, Adapters, Segment
+from openrl.model.memory import lazy_zeros
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +100,9 @@ class AdapterBank:
         if name not in self._stacks:
             num_inputs, num_outputs = self._shapes[name]
             size = (self.num_slots, self._max_rank, num_inputs)
-            a_SRD = torch.zeros(size, dtype=self._dtype, device=self._device)
+            a_SRD = lazy_zeros(size, self._dtype, self._device)
             size = (self.num_slots, num_outputs, self._max_rank)
-            self._stacks[name] = (a_SRD, torch.zeros(size, dtype=self._dtype, device=self._device))
+            self._stacks[name] = (a_SRD, lazy_zeros(size, self._dtype, self._device))
         return self._stacks[name]
 
     def _view(self, name: str, slot: int, rank: int, scale: float) -> SlotFactors:

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from openrl.model.memory import lazy_zeros
+
 
 class KVCache:
     """`keys[layer]` and `values[layer]`: [P * K, E, H]; page p of head k is row p * K + k."""
@@ -29,8 +31,8 @@ class KVCache:
         self.num_kv_heads = num_kv_heads
         self.device = device
         size = (num_blocks * num_kv_heads, block_tokens, head_dim)
-        self._keys = [torch.zeros(size, dtype=dtype, device=device) for _ in range(num_layers)]
-        self._values = [torch.zeros(size, dtype=dtype, device=device) for _ in range(num_layers)]
+        self._keys = [lazy_zeros(size, dtype, device) for _ in range(num_layers)]
+        self._values = [lazy_zeros(size, dtype, device) for _ in range(num_layers)]
         self._heads_K = torch.arange(num_kv_heads, device=device)
 
     def rows_of(self, blocks_G: Int64[Tensor, " G"]) -> Int64[Tensor, "K G"]:

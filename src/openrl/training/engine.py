@@ -148,5 +148,5 @@ def create_training_engine(
     bank = AdapterBank(model.linear_shapes, config.resident_runs, model.dtype, model.device)
     context = PassContext(model, bank, merges_jobs=is_cuda and not deterministic)
     residency = Residency(bank, model.device, config.host_bytes, SpillDirectory(scratch_dir))
-    micro_batch_tokens = config.micro_batch_tokens or (8192 if is_cuda else 256)
+    micro_batch_tokens = config.micro_batch_tokens or (8192 if is_cuda else 384)
     return PackedTrainingEngine(context, residency, micro_batch_tokens, shares_prefixes)
