@@ -47,7 +47,7 @@ def last_words(out: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--full", action="store_true", help="the recorded size: under 45 minutes on 2 cores")
+    parser.add_argument("--full", action="store_true", help="the larger size: more steps, and joins")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("demo"))
     options = parser.parse_args()

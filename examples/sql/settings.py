@@ -58,4 +58,4 @@ FULL = Settings(
     eval_questions=80,
     eval_samples=8,
 )
-"""Up to forty minutes on two CPU cores; minutes on a GPU."""
+"""The larger size: more steps, and joins."""

@@ -69,7 +69,7 @@ class GatewayServer:
         for tenant_id, key in KEYS.items():
             await self.store.create_tenant(TenantRow(tenant_id, tenant_id, 0.0))
             await self.store.add_api_key(ApiKeyRow(hash_key(key), tenant_id, "test", 0.0))
-        config = uvicorn.Config(self.app, log_level="warning", lifespan="off", timeout_graceful_shutdown=1)
+        config = uvicorn.Config(self.app, log_config=None, lifespan="off", timeout_graceful_shutdown=1)
         self._uvicorn = uvicorn.Server(config)
         task = asyncio.create_task(self.scheduler.run())
         self._is_up.set()

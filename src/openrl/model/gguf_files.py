@@ -106,6 +106,7 @@ def _architecture(
 def _shared_config(metadata: Metadata, vocabulary: Vocabulary, has_head: bool) -> dict[str, Any]:
     return {
         "dtype": "bfloat16",
+        "transformers_version": "5.17.0",  # unnamed, some versions take the tokenizer for an old, broken one
         "vocab_size": len(vocabulary.tokens),
         "hidden_size": metadata.size("embedding_length"),
         "intermediate_size": metadata.size("feed_forward_length"),
