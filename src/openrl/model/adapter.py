@@ -39,11 +39,6 @@ class AdapterWeights:
         """What the product of the factors is multiplied with."""
         return self.alpha / self.rank
 
-    @property
-    def num_parameters(self) -> int:
-        """How many numbers the adapter holds."""
-        return sum(pair.a_RD.numel() + pair.b_OR.numel() for pair in self.pairs.values())
-
 
 def adapted_names(spec: RunSpec, names: Iterable[str]) -> list[str]:
     """The linears that a run trains, in model order."""

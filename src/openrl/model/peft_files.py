@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 
 from openrl.errors import InvalidRequest
-from openrl.model.adapter import HEAD_NAME, AdapterWeights, LoraPair
+from openrl.model.adapter import AdapterWeights, LoraPair
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
@@ -86,8 +86,3 @@ def _pair(name: str, tensors: dict[str, torch.Tensor], rank: int, shapes: dict[s
             f"expected {expected[0]} and {expected[1]}"
         )
     return LoraPair(a_RD.float(), b_OR.float())
-
-
-def is_head_trained(adapter: AdapterWeights) -> bool:
-    """Whether the adapter changes the unembedding."""
-    return HEAD_NAME in adapter.pairs
