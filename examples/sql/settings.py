@@ -56,6 +56,6 @@ FULL = Settings(
     rl_prompts=8,
     rl_samples=8,
     eval_questions=80,
-    eval_samples=8,
+    eval_samples=4,
 )
 """The larger size: more steps, and joins."""
