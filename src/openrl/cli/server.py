@@ -18,6 +18,7 @@ from openrl.cli.announcement import Announcement, Starting
 from openrl.cli.credentials import have_first_key
 from openrl.cli.data_dir import DataDir, open_store
 from openrl.cli.http_server import bind, create_http_server, url_of
+from openrl.cli.interpreter import settle_interpreter
 from openrl.config import Config
 from openrl.errors import OpenRLError
 from openrl.gateway.app import create_app
@@ -82,6 +83,7 @@ class Server:
             is_ready=lambda: self._scheduler.is_ready() and not self._is_stopping,
         )
         self._http = create_http_server(MeteredApp(app, self._metrics))
+        settle_interpreter()
 
     async def run(self, listener: socket.socket, announcement: Announcement, stop: asyncio.Event) -> None:
         """Until `stop` is set; raises an ExceptionGroup when a part breaks."""

@@ -6,15 +6,12 @@ import uuid
 from collections.abc import Callable
 from itertools import chain
 
-from fastapi import FastAPI
-from starlette.exceptions import HTTPException
-from starlette.routing import Route as StarletteRoute
+from starlette.types import ASGIApp
 
 from openrl.catalog import Catalog
 from openrl.config import GatewayConfig
 from openrl.gateway.context import Gateway, Hooks, Route
-from openrl.gateway.endpoint import Endpoint
-from openrl.gateway.errors import http_error_response
+from openrl.gateway.router import Router
 from openrl.gateway.routes import (
     archive,
     checkpoints,
@@ -48,7 +45,7 @@ def create_app(
     on_cancel: Callable[[str], None] = lambda _: None,
     on_session_end: Callable[[str], None] = lambda _: None,
     is_ready: Callable[[], bool] = lambda: True,
-) -> FastAPI:
+) -> ASGIApp:
     """The ASGI app of one gateway process.
 
     `signing_key` signs download links and must be the same in all gateways of one store; by default it lasts as
@@ -68,22 +65,13 @@ def create_app(
         runs=RowCache(_CACHED_ROWS, _CACHE_AGE_S, clock),
         samplers=RowCache(_CACHED_ROWS, _CACHE_AGE_S, clock),
     )
-    app = FastAPI(title="OpenRL", openapi_url=None, docs_url=None, redoc_url=None)
-    app.add_exception_handler(HTTPException, http_error_response)
-    app.router.routes.extend(_starlette_route(gateway, route, API_PREFIX) for route in _routes())
-    probes = (route for route in service.ROUTES if route.is_public)
-    app.router.routes.extend(_starlette_route(gateway, route, "") for route in probes)
-    return app
+    probes = [("", route) for route in service.ROUTES if route.is_public]
+    return Router(gateway, [*((API_PREFIX, route) for route in _routes()), *probes])
 
 
 def _routes() -> tuple[Route, ...]:
-    """The first match wins and each is tried in turn, so the busiest stand first."""
-    tables = (futures, sampling, training, sessions, telemetry, models, service, runs, checkpoints, archive)
+    tables = (sessions, training, sampling, futures, runs, checkpoints, models, service, telemetry, archive)
     return tuple(chain.from_iterable(table.ROUTES for table in tables))
-
-
-def _starlette_route(gateway: Gateway, route: Route, prefix: str) -> StarletteRoute:
-    return StarletteRoute(prefix + route.path, Endpoint(gateway, route), methods=[route.method])
 
 
 def _random_id() -> str:

@@ -5,6 +5,7 @@ import hashlib
 from starlette.requests import Request
 
 from openrl.errors import Unauthorized
+from openrl.gateway.headers import header
 from openrl.store.base import Store
 
 KEY_PREFIX = "tml-"
@@ -12,7 +13,7 @@ KEY_PREFIX = "tml-"
 
 async def authenticate(request: Request, store: Store) -> str:
     """The tenant id; raises Unauthorized."""
-    key = request.headers.get("x-api-key")
+    key = header(request, b"x-api-key")
     if key is None:
         raise Unauthorized("the X-API-Key header is missing")
     return await tenant_of(key, store)

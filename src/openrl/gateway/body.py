@@ -6,11 +6,12 @@ from typing import TypeVar
 
 import zstandard
 from pydantic import BaseModel, ValidationError
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from openrl.errors import InvalidRequest, PayloadTooLarge
 from openrl.gateway.context import Call
 from openrl.gateway.errors import describe_validation
+from openrl.gateway.headers import header
 
 Message = TypeVar("Message", bound=BaseModel)
 _READ_BYTES = 2**20
@@ -28,8 +29,8 @@ class BodyTooLarge(PayloadTooLarge):
 async def read_body(call: Call) -> bytes:
     """The whole body; raises PayloadTooLarge after reading no more than the limit, before or after decompression."""
     limit = call.gateway.config.max_body_bytes
-    encoding = call.request.headers.get("content-encoding", "identity")
-    if encoding not in ("identity", "zstd"):
+    encoding = header(call.request, b"content-encoding")
+    if encoding not in (None, "identity", "zstd"):
         raise InvalidRequest(f"Content-Encoding {encoding[:40]!r} is not one of identity, zstd")
     body = await _receive(call.request, limit, is_compressed=encoding == "zstd")
     if encoding == "zstd":
@@ -68,11 +69,17 @@ def decompress(body: bytes, limit: int) -> bytes:
 
 
 async def _receive(request: Request, limit: int, is_compressed: bool) -> bytes:
-    declared = request.headers.get("content-length", "")
+    declared = header(request, b"content-length") or ""
     is_declared_too_large = declared.isascii() and declared.isdigit() and int(declared[:20]) > limit
     pieces: list[bytes] = []
     size = 0
-    async for piece in request.stream():
+    has_more = True
+    while has_more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        piece: bytes = message.get("body", b"")
+        has_more = message.get("more_body", False)
         pieces.append(piece)
         size += len(piece)
         if size > limit or is_declared_too_large:

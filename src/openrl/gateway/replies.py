@@ -11,6 +11,7 @@ from openrl.store.base import CheckpointRow, Json, Page, RequestRow, RunRow
 
 JSON_TYPE = "application/json"
 PROTOBUF_TYPE = "application/x-protobuf"
+_JSON = json.JSONEncoder(allow_nan=False)
 _CHECKPOINT_TYPES: dict[CheckpointKind, str] = {
     "weights": "training",
     "sampler_weights": "sampler",
@@ -20,7 +21,7 @@ _CHECKPOINT_TYPES: dict[CheckpointKind, str] = {
 
 def json_reply(content: Json, status: int = 200) -> Response:
     """Plain JSON; characters that UTF-8 cannot carry travel as escapes."""
-    return Response(json.dumps(content, allow_nan=False).encode(), status, media_type=JSON_TYPE)
+    return Response(_JSON.encode(content).encode(), status, media_type=JSON_TYPE)
 
 
 def no_content() -> Response:

@@ -303,6 +303,13 @@ class Blobs(Protocol):
         """Raises NotFound when it was pruned."""
         ...
 
+    def peek_payload(self, ref: str, max_bytes: int) -> bytes | None:
+        """As `get_payload`, but None where that would wait for a disk or network, or is longer than `max_bytes`.
+
+        May be called on an event loop.
+        """
+        ...
+
     def sweep_packs(self, is_live: "PackInUse") -> int:
         """Delete every closed pack for which `is_live(pack_name)` is false; returns freed bytes.
 

@@ -37,6 +37,9 @@ class DirectoryBlobs:
     def get_payload(self, ref: str) -> bytes:
         return self._packs.get(ref)
 
+    def peek_payload(self, ref: str, max_bytes: int) -> bytes | None:
+        return self._packs.peek(ref, max_bytes)
+
     def sweep_packs(self, is_live: PackInUse) -> int:
         return self._packs.sweep(is_live)
 

@@ -22,7 +22,7 @@ class RequestBoard:
     def __init__(self) -> None:
         self._queued: dict[str, RequestRow] = {}
         self._recent: OrderedDict[str, RequestRow] = OrderedDict()
-        self._waiters: dict[str, list[asyncio.Future[RequestRow]]] = {}
+        self._waiters: dict[str, list[asyncio.Future[RequestRow | None]]] = {}
         self._listeners: list[asyncio.Queue[Group | None]] = []
         self._is_closed = False
 
@@ -49,11 +49,14 @@ class RequestBoard:
         self._recent.clear()
 
     @contextmanager
-    def waiting(self, request_id: str) -> "Generator[asyncio.Future[RequestRow], None, None]":
-        """A future of the row once it has ended; fails with Unavailable when the store closes."""
+    def waiting(self, request_id: str) -> "Generator[asyncio.Future[RequestRow | None], None, None]":
+        """A future of the row once it has ended; fails with Unavailable when the store closes.
+
+        The caller may resolve it with None to wait no longer.
+        """
         if self._is_closed:
             raise Unavailable("the store is closed")
-        future: asyncio.Future[RequestRow] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[RequestRow | None] = asyncio.get_running_loop().create_future()
         waiters = self._waiters.setdefault(request_id, [])
         waiters.append(future)
         try:

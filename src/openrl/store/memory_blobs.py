@@ -31,6 +31,10 @@ class MemoryBlobs:
             raise NotFound(f"payload {ref!r} does not exist")
         return payloads[int(index)]
 
+    def peek_payload(self, ref: str, max_bytes: int) -> bytes | None:
+        payload = self.get_payload(ref)
+        return payload if len(payload) <= max_bytes else None
+
     def sweep_packs(self, is_live: PackInUse) -> int:
         dead = [pack for pack in list(self._packs) if not is_live(pack)]
         with self._lock:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 import threading
 import time
 import uuid
@@ -62,20 +63,25 @@ class PayloadPacks:
 
     def get(self, ref: str) -> bytes:
         """The payload under a ref; raises NotFound when it was pruned or was never given out."""
-        match = REF.fullmatch(ref)
-        if match is None:
-            raise NotFound(f"payload {ref!r} does not exist")
-        name, offset, length = match[1], int(match[2]), int(match[3])
-        try:
-            fd = os.open(self._root / f"{name}{SUFFIX}", os.O_RDONLY)
-        except FileNotFoundError:
-            raise NotFound(f"payload {ref!r} does not exist") from None
+        name, offset, length = _parse(ref)
+        fd = self._open_for_reading(ref, name)
         try:
             # Bounds first: a wrong length must not become an allocation of that size.
             size = os.fstat(fd).st_size
             if offset + length > size:
                 raise NotFound(f"payload {ref!r} ends past its pack of {size} bytes")
             return _read(fd, offset, length)
+        finally:
+            os.close(fd)
+
+    def peek(self, ref: str, max_bytes: int) -> bytes | None:
+        """As `get`, if it is no longer than `max_bytes` and the kernel holds it in memory; else None."""
+        name, offset, length = _parse(ref)
+        if length > max_bytes:
+            return None
+        fd = self._open_for_reading(ref, name)
+        try:
+            return _read_cached(fd, offset, length)
         finally:
             os.close(fd)
 
@@ -98,6 +104,12 @@ class PayloadPacks:
         """Close the pack that is appended to; the next `put` opens another."""
         with self._lock:
             self._close()
+
+    def _open_for_reading(self, ref: str, name: str) -> int:
+        try:
+            return os.open(f"{self._root}/{name}{SUFFIX}", os.O_RDONLY)
+        except FileNotFoundError:
+            raise NotFound(f"payload {ref!r} does not exist") from None
 
     def _create(self) -> OpenPack:
         name = uuid.uuid4().hex
@@ -137,6 +149,25 @@ def _refs(name: str, start: int, payloads: Sequence[bytes]) -> list[str]:
         refs.append(f"{name}:{start}:{len(payload)}")
         start += len(payload)
     return refs
+
+
+def _parse(ref: str) -> tuple[str, int, int]:
+    match = REF.fullmatch(ref)
+    if match is None:
+        raise NotFound(f"payload {ref!r} does not exist")
+    return match[1], int(match[2]), int(match[3])
+
+
+def _read_cached(fd: int, offset: int, length: int) -> bytes | None:
+    """None where bytes would have to be fetched from the disk, or where the kernel does not tell."""
+    if sys.platform != "linux":
+        return None
+    data = bytearray(length)
+    try:
+        num_read = os.preadv(fd, [data], offset, os.RWF_NOWAIT)
+    except OSError:  # not in memory (EAGAIN), or a file system that cannot say (EOPNOTSUPP)
+        return None
+    return bytes(data) if num_read == length else None
 
 
 def _read(fd: int, offset: int, length: int) -> bytes:

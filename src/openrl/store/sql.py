@@ -162,8 +162,11 @@ class SqlStore:
                 raise NotFound(f"request {request_id!r} does not exist")
             if row.state != "queued":
                 return row
-            done, _ = await asyncio.wait((ending,), timeout=timeout_s)
-            return ending.result() if done else None
+            giving_up = asyncio.get_running_loop().call_later(timeout_s, _give_up, ending)
+            try:
+                return await ending
+            finally:
+                giving_up.cancel()
 
     async def new_requests(self) -> AsyncIterator[Sequence[RequestRow]]:
         with self._board.listening() as groups:
@@ -245,6 +248,11 @@ class SqlStore:
 
     def _publish(self, committed: Committed) -> None:
         self._board.publish(committed.arrived, committed.ended)
+
+
+def _give_up(ending: "asyncio.Future[RequestRow | None]") -> None:
+    if not ending.done():
+        ending.set_result(None)
 
 
 def _call(query: Callable[..., T], arguments: Sequence[Any], connection: Connection) -> T:

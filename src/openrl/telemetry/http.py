@@ -4,6 +4,8 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from prometheus_client import Counter, Histogram
+
 from openrl.telemetry.metrics import Metrics
 
 Scope = MutableMapping[str, Any]
@@ -19,6 +21,8 @@ class MeteredApp:
     def __init__(self, app: App, metrics: Metrics) -> None:
         self._app = app
         self._metrics = metrics
+        # Looking up the labels of a metric costs more than counting.
+        self._labelled: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -41,9 +45,16 @@ class MeteredApp:
         try:
             await self._app(scope, receive, note_status)
         finally:
-            route = _route(scope)
-            self._metrics.http_requests.labels(scope["method"], route, str(status)).inc()
-            self._metrics.http_seconds.labels(route).observe(time.perf_counter() - started)
+            self._count(scope["method"], _route(scope), status, time.perf_counter() - started)
+
+    def _count(self, method: str, route: str, status: int, seconds: float) -> None:
+        labels = (method, route, status)
+        if labels not in self._labelled:
+            requests = self._metrics.http_requests.labels(method, route, str(status))
+            self._labelled[labels] = requests, self._metrics.http_seconds.labels(route)
+        requests, times = self._labelled[labels]
+        requests.inc()
+        times.observe(seconds)
 
 
 def _route(scope: Scope) -> str:

@@ -12,6 +12,8 @@ from openrl.protocol.runs import RequestKind
 from openrl.protocol.wire import FutureRequest
 from openrl.store.base import FinishedRequest, Json, RequestRow
 
+_INLINE_BYTES = 2**16
+"""Larger results are read in a thread, so that they do not hold up other requests."""
 _PROTOBUF_KINDS: frozenset[RequestKind] = frozenset(("sample", "forward", "forward_backward"))
 
 
@@ -30,8 +32,11 @@ async def retrieve_future(call: Call) -> Response:
 
 
 async def _result(call: Call, row: RequestRow) -> Response:
+    blobs = call.gateway.blobs
     try:
-        content = await asyncio.to_thread(call.gateway.blobs.get_payload, row.result_ref)
+        content = blobs.peek_payload(row.result_ref, _INLINE_BYTES)
+        if content is None:
+            content = await asyncio.to_thread(blobs.get_payload, row.result_ref)
     except NotFound:
         return _lost(row)
     return Response(content, media_type=PROTOBUF_TYPE if row.kind in _PROTOBUF_KINDS else JSON_TYPE)

@@ -1,6 +1,5 @@
 """Sampling sessions, and samples from them."""
 
-import json
 from dataclasses import replace
 from functools import partial
 
@@ -10,7 +9,7 @@ from openrl.errors import InvalidRequest, SessionEnded
 from openrl.gateway.body import parse_json, read_body, read_json
 from openrl.gateway.checkpoint_access import find_checkpoint, read_manifest
 from openrl.gateway.context import Call, Route
-from openrl.gateway.replies import JSON_TYPE, json_reply
+from openrl.gateway.replies import json_reply
 from openrl.gateway.sample_admission import admit_sample
 from openrl.protocol.paths import sampling_session_id
 from openrl.protocol.wire import CreateSamplingSessionRequest, SampleRequest
@@ -45,8 +44,7 @@ async def asample(call: Call) -> Response:
 def _sample_reply(request_id: str, num_samples: int) -> Response:
     """Ids of the sequences are made from the request's: a retried submission gets the same ones."""
     sequence_ids = [f"{request_id}:{i}" for i in range(num_samples)]
-    content = json.dumps({"request_id": request_id, "sample_sequence_ids": sequence_ids})
-    return Response(content.encode(), media_type=JSON_TYPE)
+    return json_reply({"request_id": request_id, "sample_sequence_ids": sequence_ids})
 
 
 async def _open_sampler(call: Call, tenant_id: str, sampler_id: str) -> SamplerRow:
