@@ -56,13 +56,17 @@ class Committed:
     ended: list[RequestRow] = field(default_factory=list[RequestRow])
 
 
-def apply_group(connection: Connection, writes: Sequence[Write], blobs: Blobs) -> Committed:
+def apply_group(connection: Connection, writes: Sequence[Write], blobs: Blobs, is_careful: bool = False) -> Committed:
     """Apply all writes; the caller commits.
 
     The writes of a group are concurrent, so their order is free: arrivals go first and ends second,
     each as one batch, then the rest one by one. An error that is no caller's fault is raised.
+
+    A batch with a value that does not fit the database raises what `is_unfit` tells; the caller rolls back and
+    applies the group again with `is_careful`: then arrivals and ends go one by one too, each with its own answer.
+    Savepoints would do without the second time, but cost every group as much as its rows.
     """
-    group = _Group(connection, Committed([None] * len(writes)), requests.last_position(connection))
+    group = _Group(connection, Committed([None] * len(writes)), is_careful)
     _add_arrivals(group, [(i, w) for i, w in enumerate(writes) if isinstance(w, Enqueue | CreateRun)], blobs)
     _add_ends(group, [(i, w) for i, w in enumerate(writes) if isinstance(w, Finish)])
     for index, write in enumerate(writes):
@@ -72,11 +76,18 @@ def apply_group(connection: Connection, writes: Sequence[Write], blobs: Blobs) -
     return group.committed
 
 
+def is_unfit(error: Exception) -> bool:
+    """Whether the error comes from a value that the database does not take, rather than from the database."""
+    is_refused = isinstance(error, StatementError | OverflowError | UnicodeEncodeError)
+    return is_refused and not isinstance(error, OperationalError | InternalError)
+
+
 @dataclass(slots=True)
 class _Group:
     connection: Connection
     committed: Committed
-    position: int  # of the newest request
+    is_careful: bool
+    position: int = 0  # of the newest request, once there are arrivals
 
 
 @contextmanager
@@ -87,12 +98,11 @@ def _alone(group: _Group, index: int) -> Generator[None, None, None]:
             yield
     except OpenRLError as error:
         group.committed.answers[index] = error
-    except (OperationalError, InternalError):  # the database cannot work: nobody's write can stand
-        raise
-    except StatementError as error:
-        group.committed.answers[index] = InvalidRequest(f"an id is taken or a value is not fit: {error.orig}")
-    except (OverflowError, UnicodeEncodeError) as error:
-        group.committed.answers[index] = InvalidRequest(f"a value does not fit its column: {error}")
+    except (StatementError, OverflowError, UnicodeEncodeError) as error:
+        if not is_unfit(error):  # the database cannot work: nobody's write can stand
+            raise
+        reason = error.orig if isinstance(error, StatementError) else error
+        group.committed.answers[index] = InvalidRequest(f"an id is taken or a value does not fit its column: {reason}")
 
 
 def _add_arrivals(group: _Group, arrivals: list[tuple[int, Enqueue | CreateRun]], blobs: Blobs) -> None:
@@ -100,6 +110,7 @@ def _add_arrivals(group: _Group, arrivals: list[tuple[int, Enqueue | CreateRun]]
     fresh = _screen(group, arrivals) + fresh
     if not fresh:
         return
+    group.position = requests.last_position(group.connection)
     try:
         refs = blobs.put_payloads([write.payload for _, write in fresh])
     except Unavailable as error:
@@ -136,30 +147,21 @@ def _enqueue(group: _Group, arrivals: list[tuple[int, RequestRow, str]]) -> None
         if first == index:
             group.position += 1
             rows[index] = replace(row, position=group.position, payload_ref=ref)
-    if not _insert_together(group, rows):
-        for index, row in rows.items():
-            with _alone(group, index):
-                requests.insert_requests(group.connection, [row])
-                group.committed.answers[index] = row
-                group.committed.arrived.append(row)
+    for index, row in rows.items() if group.is_careful else ():
+        with _alone(group, index):
+            _insert(group, {index: row})
+    if not group.is_careful:
+        _insert(group, rows)
     for index, row, _ in arrivals:
         group.committed.answers[index] = group.committed.answers[firsts[row.tenant_id, row.dedupe_key]]
 
 
-def _insert_together(group: _Group, rows: dict[int, RequestRow]) -> bool:
-    if not rows:
-        return True
-    try:
-        with group.connection.begin_nested():
-            requests.insert_requests(group.connection, list(rows.values()))
-    except (OperationalError, InternalError):
-        raise
-    except (StatementError, OverflowError, UnicodeEncodeError):
-        return False
+def _insert(group: _Group, rows: dict[int, RequestRow]) -> None:
+    if rows:
+        requests.insert_requests(group.connection, list(rows.values()))
     for index, row in rows.items():
         group.committed.answers[index] = row
-    group.committed.arrived.extend(rows.values())
-    return True
+        group.committed.arrived.append(row)
 
 
 def _create_run(group: _Group, index: int, write: CreateRun, payload_ref: str) -> None:
@@ -178,20 +180,13 @@ def _create_run(group: _Group, index: int, write: CreateRun, payload_ref: str) -
 
 
 def _add_ends(group: _Group, ends: list[tuple[int, Finish]]) -> None:
-    if not ends:
-        return
-    try:
-        with group.connection.begin_nested():
-            answers = requests.finish_requests(group.connection, [write.finished for _, write in ends])
-    except (OperationalError, InternalError):
-        raise
-    except (StatementError, OverflowError, UnicodeEncodeError):
-        for index, write in ends:
-            with _alone(group, index):
-                _note_end(group, index, requests.finish_requests(group.connection, [write.finished])[0])
-        return
-    for (index, _), answer in zip(ends, answers, strict=True):
-        _note_end(group, index, answer)
+    for index, write in ends if group.is_careful else ():
+        with _alone(group, index):
+            _note_end(group, index, requests.finish_requests(group.connection, [write.finished])[0])
+    if ends and not group.is_careful:
+        answers = requests.finish_requests(group.connection, [write.finished for _, write in ends])
+        for (index, _), answer in zip(ends, answers, strict=True):
+            _note_end(group, index, answer)
 
 
 def _note_end(group: _Group, index: int, answer: requests.Ended | OpenRLError) -> None:

@@ -7,11 +7,11 @@ from functools import partial
 from typing import Any
 
 from sqlalchemy import Engine
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError, StatementError
 
 from openrl.errors import Unavailable
 from openrl.store.base import Blobs
-from openrl.store.group import Committed, Write, apply_group
+from openrl.store.group import Committed, Write, apply_group, is_unfit
 
 MAX_GROUP = 1024
 Waiting = tuple[Write, "asyncio.Future[Any]"]
@@ -57,8 +57,16 @@ class GroupWriter:
         commit.add_done_callback(partial(self._settle, group))
 
     def _commit(self, writes: Sequence[Write]) -> Committed:
+        try:
+            return self._apply(writes, is_careful=False)
+        except (StatementError, OverflowError, UnicodeEncodeError) as error:
+            if not is_unfit(error):
+                raise
+            return self._apply(writes, is_careful=True)
+
+    def _apply(self, writes: Sequence[Write], is_careful: bool) -> Committed:
         with self._engine.begin() as connection:
-            return apply_group(connection, writes, self._blobs)
+            return apply_group(connection, writes, self._blobs, is_careful)
 
     def _settle(self, group: Sequence[Waiting], commit: "asyncio.Future[Committed]") -> None:
         error = commit.exception()
