@@ -1,11 +1,13 @@
 """Long polls, stored results, cancellation."""
 
+import os
 import time
 from dataclasses import replace
 
 import httpx
 import pytest
 
+from openrl.store.base import FinishedRequest
 from tests.gateway.gateway_server import GatewayServer
 from tests.gateway.raw_client import Owned, create_owned, post, sample_body
 
@@ -29,6 +31,16 @@ def test_a_result_can_be_fetched_several_times(http: httpx.Client, owned: Owned)
     first, second = (http.post("retrieve_future", json={"request_id": owned.request_id}) for _ in range(2))
     assert first.headers["content-type"] == "application/x-protobuf"
     assert first.content == second.content != b""
+
+
+@pytest.mark.parametrize("num_bytes", [0, 100, 2**16, 2**16 + 1, 2**20])
+def test_results_of_every_size_come_back_whole(http: httpx.Client, owned: Owned, server: GatewayServer, num_bytes: int):
+    server.scheduler.is_holding.set()
+    request_id = post(http, "asample", sample_body(owned.sampler_id, 2))["request_id"]
+    result = os.urandom(num_bytes)
+    ref = server.blobs.put_payloads([result])[0]
+    server.call(server.store.finish([FinishedRequest(request_id, "done", 1.0, result_ref=ref)]))
+    assert http.post("retrieve_future", json={"request_id": request_id}).content == result
 
 
 def test_a_cancelled_sample_fails_and_the_scheduler_is_told(http: httpx.Client, owned: Owned, server: GatewayServer):

@@ -31,11 +31,21 @@ def test_payloads_come_back_by_their_refs(blobs: Blobs):
     assert blobs.put_payloads([]) == []
 
 
+def test_a_peek_sees_what_a_read_sees_unless_it_is_too_long(blobs: Blobs):
+    payloads = [b"one", b"", b"x" * 1000]
+    refs = blobs.put_payloads(payloads)
+    # None is allowed where the file system does not tell what is in memory.
+    assert all(blobs.peek_payload(ref, 1000) in (payload, None) for ref, payload in zip(refs, payloads, strict=True))
+    assert blobs.peek_payload(refs[2], 999) is None
+
+
 @pytest.mark.parametrize("ref", ["", "x", "a:b:c", "../../etc/passwd:0:5", "0" * 32 + ":0:5", "0" * 32 + ":0:-5"])
 def test_a_ref_that_was_never_given_out_is_not_found(blobs: Blobs, ref: str):
     blobs.put_payloads([b"payload"])
     with pytest.raises(NotFound):
         blobs.get_payload(ref)
+    with pytest.raises(NotFound):
+        blobs.peek_payload(ref, 100)
 
 
 def test_sweeping_frees_the_packs_that_nobody_needs(blobs: Blobs):
@@ -44,6 +54,8 @@ def test_sweeping_frees_the_packs_that_nobody_needs(blobs: Blobs):
     assert blobs.get_payload(kept) == b"kept"
     with pytest.raises(NotFound):
         blobs.get_payload(dropped)
+    with pytest.raises(NotFound):
+        blobs.peek_payload(dropped, 100)
     assert blobs.sweep_packs(everything_is_live) == 0
 
 
