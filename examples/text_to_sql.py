@@ -117,8 +117,9 @@ class Demo:
         console.print(results_table(self.evaluations, len(self.split.held_out)))
         console.print(
             f"PEFT's log-probabilities are {portability.verdict} the server's: {portability.mean_difference:.1e} apart "
-            f"in the mean, at most {portability.max_difference:.1e}, on {portability.num_tokens} tokens\n{total_s / 60:.1f} minutes; results, curves and adapter in {out}"
+            f"in the mean, at most {portability.max_difference:.1e}, on {portability.num_tokens} tokens"
         )
+        console.print(f"{total_s / 60:.1f} minutes; results, curves and adapter in {out}")
 
 
 def main() -> None:

@@ -58,5 +58,5 @@ FULL = Settings(
     eval_questions=80,
     eval_samples=4,
 )
-"""The larger size: more steps, and joins. Each reinforcement step asks one question of every template: with fewer, a step
-moves the policy away from the templates it leaves out."""
+"""The larger size: more steps, and joins. Each reinforcement step asks one question of every template: with fewer, a
+step moves the policy away from the templates it leaves out."""
