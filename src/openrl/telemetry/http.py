@@ -1,10 +1,14 @@
-"""Counts the answers of an ASGI app and serves the counts at /metrics."""
+"""Counts and logs the answers of an ASGI app, and serves the counts at /metrics."""
 
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from openrl.telemetry.logs import get_logger
 from openrl.telemetry.metrics import Metrics
+
+_log = get_logger(__name__)
+_SDK_METHOD = b"x-sdk-method"
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -16,9 +20,10 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 class MeteredApp:
     """An ASGI app around another one."""
 
-    def __init__(self, app: App, metrics: Metrics) -> None:
+    def __init__(self, app: App, metrics: Metrics, log_answers: bool = False) -> None:
         self._app = app
         self._metrics = metrics
+        self._log_answers = log_answers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -41,9 +46,13 @@ class MeteredApp:
         try:
             await self._app(scope, receive, note_status)
         finally:
-            route = _route(scope)
+            route, seconds = _route(scope), time.perf_counter() - started
             self._metrics.http_requests.labels(scope["method"], route, str(status)).inc()
-            self._metrics.http_seconds.labels(route).observe(time.perf_counter() - started)
+            self._metrics.http_seconds.labels(route).observe(seconds)
+            if self._log_answers:
+                sdk_method = _header(scope, _SDK_METHOD)
+                method = scope["method"]
+                _log.debug("answered", method=method, route=route, status=status, ms=seconds * 1e3, sdk=sdk_method)
 
 
 def _route(scope: Scope) -> str:
@@ -54,6 +63,10 @@ def _route(scope: Scope) -> str:
     for name, value in scope.get("path_params", {}).items():
         path = path.replace(str(value), f"{{{name}}}")
     return path
+
+
+def _header(scope: Scope, wanted: bytes) -> str:
+    return next((value.decode("latin-1") for name, value in scope["headers"] if name == wanted), "")
 
 
 async def _answer(send: Send, body: bytes) -> None:
