@@ -4,7 +4,7 @@ PYTHON_BIN := .venv/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 PYTEST := $(PYTHON_BIN)/python -m pytest
 
-.PHONY: demo test test-all test-cookbook check bench setup format clean
+.PHONY: demo test test-all test-cookbook sdk-coverage check bench setup format clean
 
 setup: .venv/.ready
 
@@ -22,6 +22,9 @@ test-all: setup  ## the slow ones too
 
 test-cookbook: setup  ## tinker-cookbook's recipes, unmodified, in a virtual environment of their own
 	$(PYTEST) -q -m slow tests/cookbook
+
+sdk-coverage: setup  ## run the tests of the SDK's methods and commands; write docs/sdk-coverage.md
+	PYTHONPATH=. $(PYTHON_BIN)/python scripts/sdk_coverage.py
 
 check: setup  ## style, types, layers, sizes
 	$(PYTHON_BIN)/ruff check .

@@ -115,11 +115,11 @@ class Demo:
             out / "results.json", self.settings, self.arguments.seed, records, self.evaluations, portability, total_s
         )
         console.print(results_table(self.evaluations, len(self.split.held_out)))
-        verdict = "the same as" if portability.is_same else "NOT the same as"
         console.print(
-            f"PEFT's log-probabilities are {verdict} the server's: at most {portability.max_difference:.1e} apart "
-            f"on {portability.num_tokens} tokens\n{total_s / 60:.1f} minutes; results, curves and adapter in {out}"
+            f"PEFT's log-probabilities are {portability.verdict} the server's: {portability.mean_difference:.1e} apart "
+            f"in the mean, at most {portability.max_difference:.1e}, on {portability.num_tokens} tokens"
         )
+        console.print(f"{total_s / 60:.1f} minutes; results, curves and adapter in {out}")
 
 
 def main() -> None:

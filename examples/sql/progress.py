@@ -58,7 +58,8 @@ class Phase:
         self.records.append(record)
         self.progress.update(self.task, advance=1, stats=_stats(record))
         if not self.progress.console.is_terminal:  # a log file has no live bar
-            print(f"{record.elapsed_s:6.0f} s  {self.name:14} {record.step:3}  {_stats(record)}", flush=True)
+            gap = "" if logprob_gap is None else f"  trainer-sampler {logprob_gap:.0e}"
+            print(f"{record.elapsed_s:6.0f} s  {self.name:14} {record.step:3}  {_stats(record)}{gap}", flush=True)
 
 
 class Monitor:
@@ -70,7 +71,7 @@ class Monitor:
         self._begin_s = time.monotonic()
         self._progress = Progress(
             TextColumn("{task.description:14}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=12),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
@@ -100,7 +101,6 @@ class Monitor:
 
 
 def _stats(record: StepRecord) -> str:
-    if record.accuracy is None:
-        return f"loss {record.value:.3f}  {record.tokens_per_s:.0f} tok/s"
-    gap = "" if record.logprob_gap is None else f"  trainer-sampler {record.logprob_gap:.0e}"
-    return f"reward {record.value:.2f}  {record.tokens_per_s:.0f} tok/s{gap}"
+    """Short: a line of 80 columns has 27 for it."""
+    watched = f"loss {record.value:.3f}" if record.accuracy is None else f"reward {record.value:.2f}"
+    return f"{watched}  {record.tokens_per_s:.0f} tok/s"

@@ -33,7 +33,7 @@ def test_the_table_shows_each_stage_by_level():
 
 def test_the_json_holds_everything_that_was_measured(tmp_path: Path):
     records = monitor_with_steps().records
-    write_json(tmp_path / "r.json", QUICK, 7, records, EVALUATIONS, Portability(1e-5, 90), 12.34)
+    write_json(tmp_path / "r.json", QUICK, 7, records, EVALUATIONS, Portability(1e-5, 1e-6, 90), 12.34)
     content = json.loads((tmp_path / "r.json").read_text())
     assert content["seed"] == 7
     assert content["evaluations"]["after RL"]["greedy"] == 0.75
@@ -48,5 +48,6 @@ def test_the_curves_are_a_picture(tmp_path: Path):
 
 
 def test_a_difference_of_rounding_is_the_same_and_a_larger_one_is_not():
-    assert Portability(9e-4, 10).is_same
-    assert not Portability(2e-3, 10).is_same
+    assert Portability(9e-4, 1e-5, 10).verdict == "the same as"
+    assert Portability(0.7, 0.04, 10).verdict == "as close as bfloat16 is to"
+    assert Portability(0.7, 0.2, 10).verdict == "NOT the same as"

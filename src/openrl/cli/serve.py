@@ -27,7 +27,12 @@ def serve(
     ready_file: Annotated[
         Path | None, typer.Option(help="Written when ready: JSON with url and key, readable by its owner only.")
     ] = None,
-    log_level: Annotated[LogLevel, typer.Option(help="Least level of the lines on standard error.")] = "warning",
+    log_level: Annotated[
+        LogLevel,
+        typer.Option(
+            envvar="OPENRL_LOG_LEVEL", help="Least level of the lines on standard error; debug has every call."
+        ),
+    ] = "warning",
 ) -> None:
     """Serve base models until SIGTERM or Ctrl-C; needs no other process."""
     configure_logs("server", log_level)

@@ -82,7 +82,7 @@ class Server:
             on_session_end=self._scheduler.session_ended,
             is_ready=lambda: self._scheduler.is_ready() and not self._is_stopping,
         )
-        self._http = create_http_server(MeteredApp(app, self._metrics))
+        self._http = create_http_server(MeteredApp(app, self._metrics, log_answers=options.log_level == "debug"))
         settle_interpreter()
 
     async def run(self, listener: socket.socket, announcement: Announcement, stop: asyncio.Event) -> None:

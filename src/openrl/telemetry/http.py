@@ -1,4 +1,4 @@
-"""Counts the answers of an ASGI app and serves the counts at /metrics."""
+"""Counts and logs the answers of an ASGI app, and serves the counts at /metrics."""
 
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -6,7 +6,11 @@ from typing import Any
 
 from prometheus_client import Counter, Histogram
 
+from openrl.telemetry.logs import get_logger
 from openrl.telemetry.metrics import Metrics
+
+_log = get_logger(__name__)
+_SDK_METHOD = b"x-sdk-method"
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -18,9 +22,10 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 class MeteredApp:
     """An ASGI app around another one."""
 
-    def __init__(self, app: App, metrics: Metrics) -> None:
+    def __init__(self, app: App, metrics: Metrics, log_answers: bool = False) -> None:
         self._app = app
         self._metrics = metrics
+        self._log_answers = log_answers
         # Looking up the labels of a metric costs more than counting.
         self._labelled: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
@@ -45,16 +50,20 @@ class MeteredApp:
         try:
             await self._app(scope, receive, note_status)
         finally:
-            self._count(scope["method"], _route(scope), status, time.perf_counter() - started)
+            self._count(scope, status, time.perf_counter() - started)
 
-    def _count(self, method: str, route: str, status: int, seconds: float) -> None:
-        labels = (method, route, status)
+    def _count(self, scope: Scope, status: int, seconds: float) -> None:
+        labels = (scope["method"], _route(scope), status)
+        method, route, _ = labels
         if labels not in self._labelled:
             requests = self._metrics.http_requests.labels(method, route, str(status))
             self._labelled[labels] = requests, self._metrics.http_seconds.labels(route)
         requests, times = self._labelled[labels]
         requests.inc()
         times.observe(seconds)
+        if self._log_answers:
+            sdk_method = _header(scope, _SDK_METHOD)
+            _log.debug("answered", method=method, route=route, status=status, ms=seconds * 1e3, sdk=sdk_method)
 
 
 def _route(scope: Scope) -> str:
@@ -65,6 +74,10 @@ def _route(scope: Scope) -> str:
     for name, value in scope.get("path_params", {}).items():
         path = path.replace(str(value), f"{{{name}}}")
     return path
+
+
+def _header(scope: Scope, wanted: bytes) -> str:
+    return next((value.decode("latin-1") for name, value in scope["headers"] if name == wanted), "")
 
 
 async def _answer(send: Send, body: bytes) -> None:
