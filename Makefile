@@ -4,7 +4,7 @@ PYTHON_BIN := .venv/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 PYTEST := $(PYTHON_BIN)/python -m pytest
 
-.PHONY: demo test test-all test-cookbook sdk-coverage check bench setup format clean
+.PHONY: demo test test-all test-cookbook sdk-coverage check docs bench setup format clean
 
 setup: .venv/.ready
 
@@ -32,6 +32,9 @@ check: setup  ## style, types, layers, sizes
 	$(PYTHON_BIN)/pyright
 	$(PYTHON_BIN)/lint-imports
 	$(PYTEST) -q tests/test_shape.py
+
+docs: setup  ## the page of error codes, from the code
+	$(PYTHON_BIN)/python -c "from openrl.gateway.error_help import markdown_page; print(markdown_page(), end='')" > docs/errors.md
 
 bench: setup  ## every benchmark that runs on this machine; JSON line last
 	$(PYTHON_BIN)/python -m bench.api --json

@@ -2,6 +2,7 @@
 
 OpenRLError
 ├── InvalidRequest      the caller sent something wrong; the message names value and bound
+│   ├── BadValue        one value is outside its bound
 │   └── PayloadTooLarge the body is over the limit
 ├── Unauthorized        no credential, or one that is not valid
 ├── NotFound            no such thing, or it belongs to another tenant
@@ -18,48 +19,118 @@ from typing import Literal
 ErrorCategory = Literal["user", "server", "unknown"]
 
 
+ErrorCode = Literal[
+    "invalid_request",
+    "malformed",
+    "missing",
+    "unknown_name",
+    "not_supported",
+    "out_of_range",
+    "not_finite",
+    "outside_vocabulary",
+    "context_exceeded",
+    "wrong_dtype",
+    "wrong_shape",
+    "wrong_kind",
+    "name_taken",
+    "too_large",
+    "unauthorized",
+    "not_found",
+    "slow_down",
+    "session_ended",
+    "not_ready",
+    "unavailable",
+    "worker_lost",
+    "request_failed",
+    "internal",
+]
+"""What clients may rely on; `docs/errors.md` explains each."""
+
+
 class OpenRLError(Exception):
     """Base of all errors raised on purpose; `str(error)` is fit for the caller's eyes."""
+
+    code: ErrorCode = "internal"
+    value: object = None
+    """What was sent, where one value is to blame."""
+    bound: str | None = None
+    """What it must be."""
+
+    def __init__(self, message: str, code: ErrorCode | None = None) -> None:
+        super().__init__(message)
+        if code is not None:
+            self.code = code
 
 
 class InvalidRequest(OpenRLError):
     """The caller sent something wrong; names the value and the bound."""
 
+    code = "invalid_request"
+
+
+class BadValue(InvalidRequest):
+    """One value is outside its bound."""
+
+    def __init__(self, name: str, value: object, bound: str, code: ErrorCode = "out_of_range") -> None:
+        """`bound` completes "it must be"."""
+        shown = repr(value) if isinstance(value, str) else value
+        super().__init__(f"{name} is {shown}; it must be {bound}", code)
+        self.value = value
+        self.bound = bound
+
 
 class PayloadTooLarge(InvalidRequest):
     """The body is larger than the server accepts."""
+
+    code = "too_large"
 
 
 class Unauthorized(OpenRLError):
     """No credential, or one that is not valid."""
 
+    code = "unauthorized"
+
 
 class NotFound(OpenRLError):
     """No such thing, or it belongs to another tenant: the two are not told apart."""
+
+    code = "not_found"
 
 
 class QuotaExceeded(OpenRLError):
     """Allowed, but not now."""
 
+    code = "slow_down"
+
 
 class SessionEnded(OpenRLError):
     """The session was finished by its client or expired."""
+
+    code = "session_ended"
 
 
 class RequestTimeout(OpenRLError):
     """A long poll ended before its result was there."""
 
+    code = "not_ready"
+
 
 class Unavailable(OpenRLError):
     """The server cannot do this at the moment."""
+
+    code = "unavailable"
 
 
 class WorkerLost(Unavailable):
     """The worker that ran the request went away."""
 
+    code = "worker_lost"
+
 
 class RequestFailed(OpenRLError):
     """An accepted request ran and failed; becomes the result of its future."""
+
+    code = "request_failed"
 
     def __init__(self, message: str, category: ErrorCategory) -> None:
         super().__init__(message)

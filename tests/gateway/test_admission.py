@@ -63,10 +63,10 @@ def test_dense_and_sparse_matrices_may_be_mixed():
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (many(0, [1], "ppo", {}), "0 datums; a request has between 1 and 2"),
-        (many(3, [1], "ppo", {}), "3 datums"),
-        (request([], target_tokens=ids(), weights=floats()), "datum 0 has 0 tokens"),
-        (request([1] * 9), "datum 0 has 9 tokens; it must have between 1 and the context length 8"),
+        (many(0, [1], "ppo", {}), "number of datums is 0; it must be between 1 and 2"),
+        (many(3, [1], "ppo", {}), "number of datums is 3"),
+        (request([], target_tokens=ids(), weights=floats()), "datum 0: number of tokens is 0"),
+        (request([1] * 9), "datum 0: number of tokens is 9; it must be between 1 and the context length 8"),
         (request([1, 100]), "tokens: entry 1 is 100; it must be between 0 and 99"),
         (request([1, -1]), "tokens: entry 1 is -1"),
         (request([1, 2], target_tokens=ids(1, 2)), "datum 0 lacks weights"),
@@ -76,12 +76,18 @@ def test_dense_and_sparse_matrices_may_be_mixed():
         ),
         (request([1, 2], target_tokens=ids(1, 100), weights=floats(1, 1)), "target_tokens: entry 1 is 100"),
         (request([1, 2], target_tokens=ids(1, -2), weights=floats(1, 1)), "it must be between -1 and 99"),
-        (request([1, 2], target_tokens=floats(1, 2), weights=floats(1, 1)), "dtype float32; it must be int64"),
-        (request([1, 2], target_tokens=ids(1, 2), weights=ids(1, 1)), "dtype int64; it must be float32"),
-        (request([1, 2], target_tokens=ids(1, 2), weights=floats(1)), "weights has 1 rows; the datum has 2 tokens"),
-        (request([1, 2], target_tokens=ids(1, 2, 3), weights=floats(1, 1)), "target_tokens has 3 rows"),
-        (request([1, 2], target_tokens=ids(1, 2), weights=sparse(2, 1.0)), "has shape [2, 2]; target_tokens has [2]"),
-        (request([1, 2], target_tokens=sparse(5000, 1), weights=sparse(5000, 1.0)), "5000 columns; there must be 1 to"),
+        (request([1, 2], target_tokens=floats(1, 2), weights=floats(1, 1)), "dtype is 'float32'; it must be int64"),
+        (request([1, 2], target_tokens=ids(1, 2), weights=ids(1, 1)), "dtype is 'int64'; it must be float32"),
+        (
+            request([1, 2], target_tokens=ids(1, 2), weights=floats(1)),
+            "weights: rows is 1; it must be the datum's number of tokens, 2",
+        ),
+        (request([1, 2], target_tokens=ids(1, 2, 3), weights=floats(1, 1)), "target_tokens: rows is 3"),
+        (
+            request([1, 2], target_tokens=ids(1, 2), weights=sparse(2, 1.0)),
+            "shape is [2, 2]; it must be that of target_tokens, [2]",
+        ),
+        (request([1, 2], target_tokens=sparse(5000, 1), weights=sparse(5000, 1.0)), "columns is 5000; it must be 1 to"),
         (request([1, 2], target_tokens=sparse(2, 100), weights=sparse(2, 1.0)), "entry 0 is 100"),
         (
             request([1, 2], target_tokens=ids(1, 2), weights=floats(1, float("nan"))),
@@ -112,7 +118,7 @@ def test_provenance_must_cover_every_token_on_both_sides():
     whole = ForwardBackwardInput("r", 1, (Datum(tokens, inputs, (span,), (span,)),), "stable_reinforce")
     assert admit_forward_backward(whole, MODEL, CONFIG) == 2
     half = ForwardBackwardInput("r", 1, (Datum(tokens, inputs, (span,), ()),), "stable_reinforce")
-    with pytest.raises(InvalidRequest, match="loss_fn_input_spans cover 0 tokens of 2"):
+    with pytest.raises(InvalidRequest, match="tokens in loss_fn_input_spans is 0; it must be all 2"):
         admit_forward_backward(half, MODEL, CONFIG)
 
 
@@ -151,5 +157,5 @@ def test_a_checkpoint_without_optimizer_state_cannot_give_it():
     check_load(manifest, "p", with_optimizer=False, base_model="m")
     with pytest.raises(InvalidRequest, match="no optimizer state"):
         check_load(manifest, "p", with_optimizer=True, base_model=None)
-    with pytest.raises(InvalidRequest, match="trained on 'm', not on base_model 'n'"):
+    with pytest.raises(InvalidRequest, match="base_model is 'n'; it must be 'm', on which"):
         check_load(manifest, "p", with_optimizer=False, base_model="n")

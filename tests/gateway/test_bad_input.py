@@ -11,7 +11,7 @@ import zstandard
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from openrl.gateway.app import _routes
+from openrl.gateway.app import all_routes
 from openrl.protocol.codec import encode_forward_backward
 from openrl.protocol.datum import ForwardBackwardInput
 from tests.gateway.gateway_server import MODEL, GatewayServer
@@ -35,13 +35,13 @@ def refused(http: httpx.Client, path: str, body: dict[str, Any], *parts: str) ->
 @pytest.mark.parametrize(
     ("changes", "part"),
     [
-        ({"prompt": {"chunks": []}}, "the prompt is empty"),
-        ({"prompt": {"chunks": [{"tokens": [1, 512]}]}}, "token 512 is outside the vocabulary: 0 to 511"),
-        ({"prompt": {"chunks": [{"tokens": [1, -1]}]}}, "token -1 is outside"),
+        ({"prompt": {"chunks": []}}, "number of prompt tokens is 0; it must be at least 1"),
+        ({"prompt": {"chunks": [{"tokens": [1, 512]}]}}, "prompt token is 512; it must be in the vocabulary: 0 to 511"),
+        ({"prompt": {"chunks": [{"tokens": [1, -1]}]}}, "prompt token is -1"),
         ({"prompt": {"chunks": [{"tokens": ["a", "b"]}]}}, "prompt.chunks.0.tokens.0"),
         (
             {"prompt": {"chunks": [{"type": "image", "data": "", "format": "png"}]}},
-            "'image'; this server takes encoded_text",
+            "type is 'image'; it must be encoded_text",
         ),
         (
             {"prompt": {"chunks": [{"tokens": [1] * 125}]}},
@@ -55,15 +55,15 @@ def refused(http: httpx.Client, path: str, body: dict[str, Any], *parts: str) ->
         ({"sampling_params": {"top_p": 1.5}}, "top_p is 1.5; it must be between 0 and 1"),
         ({"sampling_params": {"top_k": 0}}, "top_k is 0"),
         ({"sampling_params": {"seed": 2**64}}, "seed"),
-        ({"sampling_params": {"stop": [""]}}, "a stop string has 0 characters"),
-        ({"sampling_params": {"stop": [512]}}, "stop token 512 is outside"),
+        ({"sampling_params": {"stop": [""]}}, "characters of a stop string is 0"),
+        ({"sampling_params": {"stop": [512]}}, "stop token is 512"),
         ({"sampling_params": {"stop": ["a", 1]}}, "stop"),
         ({"topk_prompt_logprobs": 1000}, "topk_prompt_logprobs is 1000; it must be between 0 and 512"),
         ({"prompt_logprobs_last_n": 1}, "needs prompt_logprobs=true"),
         ({"prompt_logprobs": True, "prompt_logprobs_last_n": 3}, "it must be between 1 and 2"),
         ({"target_prompt_logprobs": {"data": [1], "dtype": "int64", "shape": [1, 1]}}, "it must be [2, K]"),
-        ({"target_prompt_logprobs": {"data": [1, 600], "dtype": "int64", "shape": [2, 1]}}, "-1 to 511 is valid"),
-        ({"target_prompt_logprobs": {"data": [1], "dtype": "int64", "shape": [2, 1]}}, "do not fill shape"),
+        ({"target_prompt_logprobs": {"data": [1, 600], "dtype": "int64", "shape": [2, 1]}}, "it must be -1 to 511"),
+        ({"target_prompt_logprobs": {"data": [1], "dtype": "int64", "shape": [2, 1]}}, "it must be that of shape"),
     ],
 )
 def test_wrong_sample_requests_are_refused_with_value_and_bound(
@@ -105,7 +105,7 @@ def test_wrong_training_requests_name_value_and_bound_and_use_up_their_number(
         + b"\x1a\x04\x0a\x02\x12\x00"
     )
     answer = http.post("forward_backward", content=image)
-    assert "'image'; this server takes encoded_text" in answer.json()["detail"]
+    assert "type is 'image'; it must be encoded_text" in answer.json()["detail"]
     missing = http.post("load_weights", json={**run, "seq_id": 13, "path": f"tinker://{owned.run_id}/weights/none"})
     assert missing.status_code == 404
     _, first_missing, _ = server.call(server.store.run_progress(owned.run_id))
@@ -202,7 +202,7 @@ SEGMENTS = st.sampled_from(["a:train:0", "weights", "sampler_weights", "x"]) | s
 def test_no_body_whatever_gives_a_server_error(http: httpx.Client, body: bytes, segments: tuple[str, str, str]):
     run_id, kind, name = (quote(segment, safe="") for segment in segments)
     others = {"session_id": run_id, "sampler_id": run_id, "token": name}
-    for route in _routes():
+    for _, route in all_routes():
         path = route.path.format(run_id=run_id, kind=kind, name=name, **others)
         answer = http.request(route.method, path.lstrip("/"), content=body)
         assert answer.status_code < 500, (route, body, answer.text)

@@ -6,7 +6,7 @@ import numpy as np
 
 from openrl.catalog import BaseModelInfo
 from openrl.config import GatewayConfig
-from openrl.errors import InvalidRequest
+from openrl.errors import BadValue, InvalidRequest
 from openrl.protocol.datum import Datum, DenseArray, ForwardBackwardInput, LossInput, SparseCsr
 from openrl.protocol.losses import (
     MAX_TARGETS_PER_TOKEN,
@@ -33,7 +33,7 @@ def admit_forward_backward(request: ForwardBackwardInput, model: BaseModelInfo, 
     spec = resolve_loss(request.loss_fn)
     resolve_loss_settings(request.loss_fn, request.loss_fn_config)
     if not 1 <= len(request.data) <= config.max_datums:
-        raise InvalidRequest(f"{len(request.data)} datums; a request has between 1 and {config.max_datums}")
+        raise BadValue("number of datums", len(request.data), f"between 1 and {config.max_datums}")
     for i, datum in enumerate(request.data):
         _check_datum(datum, f"datum {i}", spec, model)
     return sum(datum.num_tokens for datum in request.data)
@@ -42,42 +42,43 @@ def admit_forward_backward(request: ForwardBackwardInput, model: BaseModelInfo, 
 def _check_datum(datum: Datum, where: str, spec: LossSpec, model: BaseModelInfo) -> None:
     if not 1 <= datum.num_tokens <= model.context_length:
         bound = f"between 1 and the context length {model.context_length} of {model.name}"
-        raise InvalidRequest(f"{where} has {datum.num_tokens} tokens; it must have {bound}")
-    _check_range(datum.tokens, 0, model.vocab_size - 1, f"{where}: tokens")
+        raise BadValue(f"{where}: number of tokens", datum.num_tokens, bound, "context_exceeded")
+    _check_ids(datum.tokens, 0, model, f"{where}: tokens")
     missing = sorted(spec.required.keys() - datum.loss_inputs.keys())
     if missing:
-        raise InvalidRequest(f"{where} lacks {', '.join(missing)}, which loss_fn {spec.name!r} needs")
+        raise InvalidRequest(f"{where} lacks {', '.join(missing)}, which loss_fn {spec.name!r} needs", "missing")
     known = spec.inputs()
     unknown = sorted(datum.loss_inputs.keys() - known.keys())
     if unknown:
         takes = ", ".join(known)
-        raise InvalidRequest(f"{where} has {', '.join(map(repr, unknown))[:200]}; loss_fn {spec.name!r} takes {takes}")
+        message = f"{where} has {', '.join(map(repr, unknown))[:200]}; loss_fn {spec.name!r} takes {takes}"
+        raise InvalidRequest(message, "unknown_name")
     # In the spec's order, not the body's: targets come first, and a body gets the same error every time.
     for name, input_spec in known.items():
         if name in datum.loss_inputs:
             _check_loss_input(datum.loss_inputs[name], f"{where}: {name}", input_spec, datum)
     targets = datum.loss_inputs[_TARGETS]
-    _check_range(_entries(targets), ABSENT_TARGET, model.vocab_size - 1, f"{where}: {_TARGETS}")
+    _check_ids(_entries(targets), ABSENT_TARGET, model, f"{where}: {_TARGETS}")
     _check_spans(datum, where)
 
 
 def _check_loss_input(value: LossInput, where: str, spec: LossInputSpec, datum: Datum) -> None:
     entries = _entries(value)
     if entries.dtype.name != spec.dtype:
-        raise InvalidRequest(f"{where} has dtype {entries.dtype.name}; it must be {spec.dtype}")
+        raise BadValue(f"{where}: dtype", entries.dtype.name, f"{spec.dtype}", code="wrong_dtype")
     shape = tuple(value.shape)
     targets_shape = tuple(datum.loss_inputs[_TARGETS].shape)
     num_tokens = datum.num_tokens
     if len(shape) == 2 and spec.allows_matrix:
         if not 1 <= shape[1] <= MAX_TARGETS_PER_TOKEN:
-            raise InvalidRequest(f"{where} has {shape[1]} columns; there must be 1 to {MAX_TARGETS_PER_TOKEN}")
+            raise BadValue(f"{where}: columns", shape[1], f"1 to {MAX_TARGETS_PER_TOKEN}", "wrong_shape")
     elif len(shape) != 1:
         allowed = "[N] or [N, K]" if spec.allows_matrix else "[N]"
-        raise InvalidRequest(f"{where} has shape {list(shape)}; it must be {allowed} with N = {num_tokens} tokens")
+        raise BadValue(f"{where}: shape", list(shape), f"{allowed} with N = {num_tokens} tokens", code="wrong_shape")
     if shape[0] != num_tokens:
-        raise InvalidRequest(f"{where} has {shape[0]} rows; the datum has {num_tokens} tokens")
+        raise BadValue(f"{where}: rows", shape[0], f"the datum's number of tokens, {num_tokens}", "wrong_shape")
     if spec.allows_matrix and shape != targets_shape:
-        raise InvalidRequest(f"{where} has shape {list(shape)}; {_TARGETS} has {list(targets_shape)}")
+        raise BadValue(f"{where}: shape", list(shape), f"that of {_TARGETS}, {list(targets_shape)}", "wrong_shape")
     _check_values(entries, where, spec.minimum)
 
 
@@ -88,7 +89,7 @@ def _check_values(entries: DenseArray, where: str, minimum: float) -> None:
     if bool(is_bad.any()):
         at = int(np.argmax(is_bad))
         bound = "finite" if minimum == -math.inf else f"finite and at least {minimum}"
-        raise InvalidRequest(f"{where}: entry {at} is {entries.reshape(-1)[at]}; it must be {bound}")
+        raise BadValue(f"{where}: entry {at}", entries.reshape(-1)[at], bound, "not_finite")
 
 
 def _check_spans(datum: Datum, where: str) -> None:
@@ -98,16 +99,17 @@ def _check_spans(datum: Datum, where: str) -> None:
     for name, spans in (("model_input", datum.model_input_spans), ("loss_fn_input", datum.loss_input_spans)):
         covered = sum(span.length for span in spans)
         if covered != datum.num_tokens:
-            raise InvalidRequest(f"{where}: {name}_spans cover {covered} tokens of {datum.num_tokens}")
+            raise BadValue(f"{where}: tokens in {name}_spans", covered, f"all {datum.num_tokens}", "wrong_shape")
 
 
-def _check_range(
-    values: DenseArray | np.ndarray[tuple[int, ...], np.dtype[np.int32]], low: int, high: int, where: str
+def _check_ids(
+    values: DenseArray | np.ndarray[tuple[int, ...], np.dtype[np.int32]], low: int, model: BaseModelInfo, where: str
 ) -> None:
+    high = model.vocab_size - 1
     if values.size and (int(values.min()) < low or int(values.max()) > high):
         flat = values.reshape(-1)
         at = int(np.argmax((flat < low) | (flat > high)))
-        raise InvalidRequest(f"{where}: entry {at} is {flat[at]}; it must be between {low} and {high}")
+        raise BadValue(f"{where}: entry {at}", flat[at], f"between {low} and {high}", "outside_vocabulary")
 
 
 def _entries(value: LossInput) -> DenseArray:
@@ -118,10 +120,12 @@ def admit_optim_step(request: OptimStepRequest) -> AdamParamsWire:
     """Settings of the step; raises InvalidRequest for other families and values outside their bounds."""
     if request.optimizer_params is not None:
         family = str(request.optimizer_params.get("type", "unknown"))[:80]
-        raise InvalidRequest(f"optimizer_params of type {family!r}: runs are trained with adamw here; send adam_params")
+        raise BadValue(
+            "optimizer_params.type", family, "absent: runs are trained with adamw; send adam_params", "not_supported"
+        )
     params = request.adam_params
     if params is None:
-        raise InvalidRequest("adam_params is missing")
+        raise InvalidRequest("adam_params is missing", "missing")
     _check_number("learning_rate", params.learning_rate, 0.0)
     _check_number("beta1", params.beta1, 0.0, below=1.0)
     _check_number("beta2", params.beta2, 0.0, below=1.0)
@@ -132,42 +136,46 @@ def admit_optim_step(request: OptimStepRequest) -> AdamParamsWire:
 
 def _check_number(name: str, value: float, minimum: float, below: float = math.inf) -> None:
     if not minimum <= value < below:
-        raise InvalidRequest(f"{name} is {value}; it must be at least {minimum} and below {below}")
+        raise BadValue(name, value, f"at least {minimum} and below {below}")
 
 
 def admit_lora(lora: LoraConfig | None, config: GatewayConfig) -> LoraConfig:
     """The adapter to train; raises InvalidRequest."""
     if lora is None:
-        raise InvalidRequest("lora_config is missing: this server trains LoRA adapters")
+        raise InvalidRequest("lora_config is missing: this server trains LoRA adapters", "missing")
     check_rank(lora.rank, config)
     if lora.seed is not None and lora.seed >= 2**63:
-        raise InvalidRequest(f"lora_config.seed is {lora.seed}; it must be below 2**63 = {2**63}")
+        raise BadValue("lora_config.seed", lora.seed, f"below 2**63 = {2**63}")
     if not (lora.train_attn or lora.train_mlp or lora.train_unembed):
-        raise InvalidRequest("train_attn, train_mlp and train_unembed are all false; at least one must be true")
+        raise InvalidRequest(
+            "train_attn, train_mlp and train_unembed are all false; at least one must be true", "missing"
+        )
     return lora
 
 
 def check_rank(rank: int, config: GatewayConfig) -> None:
     """Raises InvalidRequest for a rank the adapter slots cannot hold."""
     if not 1 <= rank <= config.max_rank:
-        raise InvalidRequest(f"LoRA rank is {rank}; it must be between 1 and {config.max_rank}")
+        raise BadValue("LoRA rank", rank, f"between 1 and {config.max_rank}")
 
 
 def check_optimizer(optimizer: OptimizerConfig | None) -> None:
     """Raises InvalidRequest for families other than AdamW."""
     if optimizer is not None and optimizer.type != "adamw":
-        raise InvalidRequest(f"optimizer_config of type {optimizer.type[:80]!r} is not available; available: adamw")
+        raise BadValue("optimizer_config.type", optimizer.type[:80], "adamw", "not_supported")
 
 
 def check_load(manifest: AdapterManifest, path: str, *, with_optimizer: bool, base_model: str | None) -> None:
     """Raises InvalidRequest when the checkpoint lacks what is asked of it."""
     if with_optimizer and not manifest.has_optimizer:
-        raise InvalidRequest(f"{path} holds no optimizer state; load it with optimizer=false")
+        raise InvalidRequest(f"{path} holds no optimizer state; load it with optimizer=false", "missing")
     if base_model is not None and base_model != manifest.base_model:
-        raise InvalidRequest(f"{path} was trained on {manifest.base_model!r}, not on base_model {base_model[:200]!r}")
+        raise BadValue(
+            "base_model", base_model[:200], f"{manifest.base_model!r}, on which {path} was trained", "wrong_kind"
+        )
 
 
 def check_sampler_save(request: SaveWeightsForSamplerRequest) -> None:
     """Raises InvalidRequest unless exactly one destination is given."""
     if (request.path is None) == (request.sampling_session_seq_id is None):
-        raise InvalidRequest("give either path, for a named checkpoint, or sampling_session_seq_id")
+        raise InvalidRequest("give either path, for a named checkpoint, or sampling_session_seq_id", "missing")

@@ -11,12 +11,14 @@ from starlette.types import ASGIApp
 from openrl.catalog import Catalog
 from openrl.config import GatewayConfig
 from openrl.gateway.context import Gateway, Hooks, Route
+from openrl.gateway.openapi import describe
 from openrl.gateway.router import Router
 from openrl.gateway.routes import (
     archive,
     checkpoints,
     futures,
     models,
+    pages,
     runs,
     sampling,
     service,
@@ -65,13 +67,16 @@ def create_app(
         runs=RowCache(_CACHED_ROWS, _CACHE_AGE_S, clock),
         samplers=RowCache(_CACHED_ROWS, _CACHE_AGE_S, clock),
     )
-    probes = [("", route) for route in service.ROUTES if route.is_public]
-    return Router(gateway, [*((API_PREFIX, route) for route in _routes()), *probes])
+    return Router(gateway, all_routes())
 
 
-def _routes() -> tuple[Route, ...]:
+def all_routes() -> list[tuple[str, Route]]:
+    """Every endpoint with the prefix of its path."""
     tables = (sessions, training, sampling, futures, runs, checkpoints, models, service, telemetry, archive)
-    return tuple(chain.from_iterable(table.ROUTES for table in tables))
+    api = [(API_PREFIX, route) for route in chain.from_iterable(table.ROUTES for table in tables)]
+    probes = [("", route) for route in service.ROUTES if route.is_public]
+    described = [*api, *probes, *(("", route) for route in pages.ROUTES)]
+    return [*described, ("", pages.description(describe(described)))]
 
 
 def _random_id() -> str:

@@ -31,7 +31,7 @@ async def read_body(call: Call) -> bytes:
     limit = call.gateway.config.max_body_bytes
     encoding = header(call.request, b"content-encoding")
     if encoding not in (None, "identity", "zstd"):
-        raise InvalidRequest(f"Content-Encoding {encoding[:40]!r} is not one of identity, zstd")
+        raise InvalidRequest(f"Content-Encoding {encoding[:40]!r} is not one of identity, zstd", "not_supported")
     body = await _receive(call.request, limit, is_compressed=encoding == "zstd")
     if encoding == "zstd":
         return await asyncio.to_thread(decompress, body, limit)
@@ -64,7 +64,7 @@ def decompress(body: bytes, limit: int) -> bytes:
                 if size > limit:
                     raise BodyTooLarge(f"body is larger than {limit} bytes when decompressed", pieces[0])
     except zstandard.ZstdError as error:
-        raise InvalidRequest(f"body of {len(body)} bytes is not valid zstd: {error}") from None
+        raise InvalidRequest(f"body of {len(body)} bytes is not valid zstd: {error}", "malformed") from None
     return b"".join(pieces)
 
 

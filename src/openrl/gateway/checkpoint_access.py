@@ -46,4 +46,4 @@ def _read_manifest(call: Call, checkpoint: CheckpointRow) -> AdapterManifest:
     try:
         return AdapterManifest.model_validate_json(content)
     except ValidationError:
-        raise InvalidRequest(f"{path}: its {MANIFEST_FILE} is not one that this server can read") from None
+        raise InvalidRequest(f"{path}: its {MANIFEST_FILE} is not one that this server can read", "malformed") from None

@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
+from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -63,3 +64,7 @@ class Route:
     path: str
     handler: Handler
     is_public: bool = False
+    body: type[BaseModel] | None = None
+    """Of its JSON, for /openapi.json; the handler reads it."""
+    is_protobuf: bool = False
+    query: tuple[str, ...] = ()

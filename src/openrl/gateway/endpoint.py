@@ -9,7 +9,6 @@ from openrl.errors import NotFound, OpenRLError
 from openrl.gateway.auth import authenticate
 from openrl.gateway.context import Call, Gateway, Route
 from openrl.gateway.errors import error_response
-from openrl.gateway.replies import json_reply
 
 _log = structlog.get_logger()
 
@@ -29,12 +28,12 @@ class Endpoint:
         try:
             return await self._call(request)
         except OpenRLError as error:
-            return error_response(error)
+            return error_response(request, error)
         except ClientDisconnect:
             return Response(status_code=400)  # nobody reads it
         except Exception:  # noqa: BLE001 the last handler: the log has the trace, the caller must not
             _log.exception("request failed", method=self._route.method, path=self._route.path)
-            return json_reply({"detail": "internal error; the server's log has the details"}, status=500)
+            return error_response(request, OpenRLError("internal error; the server's log has the details"))
 
     async def _call(self, request: Request) -> Response:
         if "\x00" in request.scope["path"]:  # databases refuse NUL, so no row has it in its id

@@ -4,7 +4,9 @@ Clients take a 400 without Content-Length, or a compressed one, for a proxy's (t
 for minutes (P9): bodies here are plain and complete, and 409 is not in the table.
 """
 
+import math
 from collections.abc import Mapping
+from http import HTTPStatus
 
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
@@ -12,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from openrl.errors import (
+    ErrorCode,
     InvalidRequest,
     NotFound,
     OpenRLError,
@@ -22,6 +25,7 @@ from openrl.errors import (
     Unauthorized,
     Unavailable,
 )
+from openrl.gateway.error_help import link
 
 STATUS: Mapping[type[OpenRLError], int] = {
     PayloadTooLarge: 413,
@@ -42,15 +46,27 @@ def status_of(error: OpenRLError) -> int:
     return next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), 500)
 
 
-def error_response(error: OpenRLError) -> Response:
-    """The error's own words under `detail`."""
-    return JSONResponse({"detail": _printable(str(error))}, status_code=status_of(error))
+def error_response(request: Request, error: OpenRLError) -> Response:
+    """The error's own words under `detail`, its stable code, and where that is explained."""
+    content = {"detail": _printable(str(error)), "code": error.code, "docs": link(str(request.base_url), error.code)}
+    if error.bound is not None:
+        content |= {"value": _shown(error.value), "bound": _printable(error.bound)}
+    return JSONResponse(content, status_code=status_of(error))
 
 
-async def http_error_response(_: Request, error: Exception) -> Response:
+async def http_error_response(request: Request, error: Exception) -> Response:
     """What the router refuses: unknown paths and methods."""
     assert isinstance(error, HTTPException)
-    return JSONResponse({"detail": error.detail}, status_code=error.status_code, headers=error.headers)
+    code: ErrorCode = "not_found" if error.status_code == HTTPStatus.NOT_FOUND else "invalid_request"
+    content = {"detail": error.detail, "code": code, "docs": link(str(request.base_url), code)}
+    return JSONResponse(content, status_code=error.status_code, headers=error.headers)
+
+
+def _shown(value: object) -> object:
+    """As JSON carries it; text that clients sent may be long, and numbers NaN."""
+    if isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    return _printable(str(value)[:_SHOWN_CHARACTERS])
 
 
 def describe_validation(error: ValidationError) -> InvalidRequest:
@@ -58,7 +74,8 @@ def describe_validation(error: ValidationError) -> InvalidRequest:
     problems = error.errors(include_url=False, include_context=False)
     shown = [f"{_place(problem['loc'])}: {_problem(problem['msg'], problem['input'])}" for problem in problems]
     rest = len(shown) - _SHOWN_PROBLEMS
-    return InvalidRequest("; ".join(shown[:_SHOWN_PROBLEMS]) + (f"; and {rest} more" if rest > 0 else ""))
+    message = "; ".join(shown[:_SHOWN_PROBLEMS]) + (f"; and {rest} more" if rest > 0 else "")
+    return InvalidRequest(message, "missing" if all(each["type"] == "missing" for each in problems) else "malformed")
 
 
 def _place(location: tuple[int | str, ...]) -> str:

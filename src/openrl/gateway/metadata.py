@@ -2,7 +2,7 @@
 
 import json
 
-from openrl.errors import InvalidRequest
+from openrl.errors import BadValue, InvalidRequest
 from openrl.store.base import Json
 
 MAX_METADATA_BYTES = 2**16
@@ -14,7 +14,7 @@ def check_metadata(metadata: Json | None) -> Json | None:
         return None
     text = json.dumps(metadata)
     if len(text) > MAX_METADATA_BYTES:
-        raise InvalidRequest(f"user_metadata takes {len(text)} bytes; it may take {MAX_METADATA_BYTES}")
+        raise BadValue("bytes of user_metadata", len(text), f"at most {MAX_METADATA_BYTES}", "too_large")
     if "\\u0000" in text:
-        raise InvalidRequest("user_metadata holds the character NUL (\\u0000), which cannot be stored")
+        raise InvalidRequest("user_metadata holds the character NUL (\\u0000), which cannot be stored", "malformed")
     return metadata

@@ -2,7 +2,7 @@
 
 from starlette.requests import Request
 
-from openrl.errors import InvalidRequest
+from openrl.errors import BadValue
 
 MAX_PAGE = 1000
 MAX_OFFSET = 2**31 - 1
@@ -19,5 +19,5 @@ def _integer(request: Request, name: str, default: int, low: int, high: int) -> 
         return default
     is_number = text.isascii() and text.isdigit() and len(text) <= 10
     if not is_number or not low <= int(text) <= high:
-        raise InvalidRequest(f"{name} is {text[:40]!r}; it must be a whole number between {low} and {high}")
+        raise BadValue(name, text[:40], f"a whole number between {low} and {high}")
     return int(text)

@@ -6,7 +6,7 @@ import numpy as np
 
 from openrl.catalog import BaseModelInfo
 from openrl.config import GatewayConfig
-from openrl.errors import InvalidRequest
+from openrl.errors import BadValue, InvalidRequest
 from openrl.protocol.codec import check_csr
 from openrl.protocol.losses import MAX_TARGETS_PER_TOKEN
 from openrl.protocol.wire import SampleRequest, SamplingParams, TensorData
@@ -20,7 +20,7 @@ def admit_sample(request: SampleRequest, model: BaseModelInfo, config: GatewayCo
     """The most tokens it can cost: prompt, plus samples times the longest answer. Raises InvalidRequest."""
     num_prompt = _check_prompt(request, model)
     if not 1 <= request.num_samples <= config.max_samples:
-        raise InvalidRequest(f"num_samples is {request.num_samples}; it must be between 1 and {config.max_samples}")
+        raise BadValue("num_samples", request.num_samples, f"between 1 and {config.max_samples}")
     max_tokens = _check_length(request.sampling_params, num_prompt, model)
     _check_params(request.sampling_params, model)
     _check_prompt_options(request, num_prompt, model)
@@ -31,13 +31,13 @@ def _check_prompt(request: SampleRequest, model: BaseModelInfo) -> int:
     num_prompt = 0
     for i, chunk in enumerate(request.prompt.chunks):
         if chunk.type != "encoded_text" or chunk.tokens is None:
-            raise InvalidRequest(f"prompt chunk {i} of type {chunk.type[:80]!r}; this server takes encoded_text")
+            raise BadValue(f"prompt chunk {i}: type", chunk.type[:80], "encoded_text", "not_supported")
         if chunk.tokens and (min(chunk.tokens) < 0 or max(chunk.tokens) >= model.vocab_size):
             bad = next(token for token in chunk.tokens if not 0 <= token < model.vocab_size)
-            raise InvalidRequest(f"prompt token {bad} is outside the vocabulary: 0 to {model.vocab_size - 1}")
+            raise BadValue("prompt token", bad, f"in the vocabulary: 0 to {model.vocab_size - 1}", "outside_vocabulary")
         num_prompt += len(chunk.tokens)
     if num_prompt == 0:
-        raise InvalidRequest("the prompt is empty; it must have at least 1 token")
+        raise BadValue("number of prompt tokens", 0, "at least 1")
     return num_prompt
 
 
@@ -45,24 +45,24 @@ def _check_length(params: SamplingParams, num_prompt: int, model: BaseModelInfo)
     rest = model.context_length - num_prompt
     max_tokens = rest if params.max_tokens is None else params.max_tokens
     if max_tokens < 1 and params.max_tokens is not None:
-        raise InvalidRequest(f"max_tokens is {max_tokens}; it must be at least 1")
+        raise BadValue("max_tokens", max_tokens, "at least 1")
     if max_tokens < 1 or max_tokens > rest:
         asked = "at least 1 token" if params.max_tokens is None else f"max_tokens {max_tokens}"
         bound = f"the context length {model.context_length} of {model.name}"
-        raise InvalidRequest(f"prompt of {num_prompt} tokens plus {asked} is over {bound}")
+        raise InvalidRequest(f"prompt of {num_prompt} tokens plus {asked} is over {bound}", "context_exceeded")
     return max_tokens
 
 
 def _check_params(params: SamplingParams, model: BaseModelInfo) -> None:
     if params.temperature < 0:
-        raise InvalidRequest(f"temperature is {params.temperature}; it must be at least 0")
+        raise BadValue("temperature", params.temperature, "at least 0")
     if params.top_k != -1 and params.top_k < 1:
-        raise InvalidRequest(f"top_k is {params.top_k}; it must be at least 1, or -1 for all")
+        raise BadValue("top_k", params.top_k, "at least 1, or -1 for all")
     if not 0 <= params.top_p <= 1:
-        raise InvalidRequest(f"top_p is {params.top_p}; it must be between 0 and 1")
+        raise BadValue("top_p", params.top_p, "between 0 and 1")
     stops = (params.stop,) if isinstance(params.stop, str) else params.stop or ()
     if len(stops) > MAX_STOPS:
-        raise InvalidRequest(f"{len(stops)} stops; there may be {MAX_STOPS}")
+        raise BadValue("number of stops", len(stops), f"at most {MAX_STOPS}")
     for stop in stops:
         _check_stop(stop, model)
 
@@ -70,9 +70,9 @@ def _check_params(params: SamplingParams, model: BaseModelInfo) -> None:
 def _check_stop(stop: str | int, model: BaseModelInfo) -> None:
     if isinstance(stop, int):
         if not 0 <= stop < model.vocab_size:
-            raise InvalidRequest(f"stop token {stop} is outside the vocabulary: 0 to {model.vocab_size - 1}")
+            raise BadValue("stop token", stop, f"in the vocabulary: 0 to {model.vocab_size - 1}", "outside_vocabulary")
     elif not 1 <= len(stop) <= MAX_STOP_CHARACTERS:
-        raise InvalidRequest(f"a stop string has {len(stop)} characters; it must have 1 to {MAX_STOP_CHARACTERS}")
+        raise BadValue("characters of a stop string", len(stop), f"1 to {MAX_STOP_CHARACTERS}")
 
 
 def _check_prompt_options(request: SampleRequest, num_prompt: int, model: BaseModelInfo) -> None:
@@ -80,15 +80,15 @@ def _check_prompt_options(request: SampleRequest, num_prompt: int, model: BaseMo
         k: int = getattr(request, name)
         bound = min(MAX_TOPK, model.vocab_size)
         if not 0 <= k <= bound:
-            raise InvalidRequest(f"{name} is {k}; it must be between 0 and {bound}")
+            raise BadValue(name, k, f"between 0 and {bound}")
     last_n = request.prompt_logprobs_last_n
     if last_n is not None:
         if not request.prompt_logprobs:
-            raise InvalidRequest("prompt_logprobs_last_n needs prompt_logprobs=true")
+            raise InvalidRequest("prompt_logprobs_last_n needs prompt_logprobs=true", "missing")
         if not 1 <= last_n <= num_prompt - 1:
-            raise InvalidRequest(f"prompt_logprobs_last_n is {last_n}; it must be between 1 and {num_prompt - 1}")
+            raise BadValue("prompt_logprobs_last_n", last_n, f"between 1 and {num_prompt - 1}")
     if request.prompt_alt_tokens_k and num_prompt < 2:
-        raise InvalidRequest("prompt_alt_tokens_k needs a prompt of at least 2 tokens, not 1")
+        raise BadValue("number of prompt tokens", num_prompt, "at least 2 for prompt_alt_tokens_k")
     if request.target_prompt_logprobs is not None:
         _check_targets(request.target_prompt_logprobs, num_prompt, model)
 
@@ -96,26 +96,31 @@ def _check_prompt_options(request: SampleRequest, num_prompt: int, model: BaseMo
 def _check_targets(tensor: TensorData, num_prompt: int, model: BaseModelInfo) -> None:
     where = "target_prompt_logprobs"
     if tensor.dtype != "int64" or any(isinstance(value, float) for value in tensor.data):
-        raise InvalidRequest(f"{where} has dtype {tensor.dtype} or fractions; it must be whole numbers of dtype int64")
+        raise BadValue(f"{where}: dtype", tensor.dtype, "int64, of whole numbers", "wrong_dtype")
     shape = tensor.shape or ()
     if len(shape) != 2 or shape[0] != num_prompt - 1 or not 1 <= shape[1] <= MAX_TARGETS_PER_TOKEN:
         bound = f"[{num_prompt - 1}, K] with K between 1 and {MAX_TARGETS_PER_TOKEN}"
-        raise InvalidRequest(f"{where} has shape {list(shape)[:8]}; it must be {bound}")
+        raise BadValue(f"{where}: shape", list(shape)[:8], bound, code="wrong_shape")
     if tensor.data and (min(tensor.data) < -1 or max(tensor.data) >= model.vocab_size):
-        raise InvalidRequest(
-            f"{where} holds {min(tensor.data)} to {max(tensor.data)}; -1 to {model.vocab_size - 1} is valid"
+        raise BadValue(
+            f"{where}: values",
+            [min(tensor.data), max(tensor.data)],
+            f"-1 to {model.vocab_size - 1}",
+            "outside_vocabulary",
         )
     crow, col = tensor.sparse_crow_indices, tensor.sparse_col_indices
     if crow is None and col is None:
         if len(tensor.data) != math.prod(shape):
-            raise InvalidRequest(f"{where}: {len(tensor.data)} values do not fill shape {list(shape)}")
+            raise BadValue(
+                f"{where}: number of values", len(tensor.data), f"that of shape {list(shape)}", "wrong_shape"
+            )
     elif crow is None or col is None:
-        raise InvalidRequest(f"{where}: sparse_crow_indices and sparse_col_indices come together")
+        raise InvalidRequest(f"{where}: sparse_crow_indices and sparse_col_indices come together", "missing")
     else:
         check_csr(_indices(crow, where), _indices(col, where), len(tensor.data), shape, where)
 
 
 def _indices(values: tuple[int, ...], where: str) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
     if values and not 0 <= min(values) <= max(values) < 2**31:
-        raise InvalidRequest(f"{where}: indices reach from {min(values)} to {max(values)}; 0 to {2**31 - 1} is valid")
+        raise BadValue(f"{where}: indices", [min(values), max(values)], f"0 to {2**31 - 1}", "wrong_shape")
     return np.asarray(values, np.int64)

@@ -12,7 +12,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
-from openrl.errors import InvalidRequest
+from openrl.errors import BadValue, InvalidRequest
 from openrl.protocol import tinker_pb2 as pb
 from openrl.protocol.datum import (
     Datum,
@@ -65,7 +65,9 @@ def _parse(body: bytes) -> pb.ForwardBackwardRequest:
     try:
         message.ParseFromString(body)
     except DecodeError as error:
-        raise InvalidRequest(f"body of {len(body)} bytes is not a ForwardBackwardRequest: {error}") from None
+        raise InvalidRequest(
+            f"body of {len(body)} bytes is not a ForwardBackwardRequest: {error}", "malformed"
+        ) from None
     return message
 
 
@@ -74,7 +76,7 @@ def _decode_config(message: pb.ForwardBackwardRequest) -> dict[str, float | str]
     for key, value in message.loss_fn_config_v2.items():
         which = value.WhichOneof("value")
         if which is None:
-            raise InvalidRequest(f"loss_fn_config {key!r} has neither number nor text")
+            raise InvalidRequest(f"loss_fn_config {key!r} has neither number nor text", "missing")
         config[key] = value.number if which == "number" else value.text
     return config
 
@@ -92,7 +94,7 @@ def _decode_datum(datum: pb.Datum, where: str) -> Datum:
 def _decode_tokens(chunk: pb.Chunk, where: str) -> Int32Array:
     kind = chunk.WhichOneof("chunk")
     if kind != "encoded_text":
-        raise InvalidRequest(f"{where}: model input chunk of type {kind or 'none'!r}; this server takes encoded_text")
+        raise BadValue(f"{where}: model input chunk: type", kind or "none", "encoded_text", "not_supported")
     return _array(chunk.encoded_text.tokens, _INT32, f"{where} tokens")
 
 
@@ -101,34 +103,36 @@ def _decode_spans(spans: Iterable[pb.ProvenanceSpan], where: str) -> tuple[Prove
     for span in spans:
         which = span.WhichOneof("span")
         if which is None:
-            raise InvalidRequest(f"{where}: provenance span {len(decoded)} is empty")
+            raise InvalidRequest(f"{where}: provenance span {len(decoded)} is empty", "wrong_shape")
         arm = span.sampled_tokens if which == "sampled_tokens" else span.prompt_tokens
         if arm.offset < 0 or arm.length < 0:
             bound = "offset and length must be at least 0"
-            raise InvalidRequest(f"{where}: provenance span [{arm.offset}, +{arm.length}]: {bound}")
+            raise InvalidRequest(f"{where}: provenance span [{arm.offset}, +{arm.length}]: {bound}", "wrong_shape")
         decoded.append(ProvenanceSpan(arm.sequence_id, arm.offset, arm.length, which == "sampled_tokens"))
     return tuple(decoded)
 
 
 def _decode_tensor(tensor: pb.Tensor, where: str) -> LossInput:
     if tensor.dtype not in (pb.DTYPE_FLOAT32, pb.DTYPE_INT64):
-        raise InvalidRequest(f"{where}: dtype {tensor.dtype} is not one of 1 (float32), 2 (int64)")
+        raise BadValue(f"{where}: dtype", tensor.dtype, "1 (float32) or 2 (int64)", "wrong_dtype")
     is_float = tensor.dtype == pb.DTYPE_FLOAT32
     shape = tuple(tensor.shape)
     if any(size < 0 for size in shape):
-        raise InvalidRequest(f"{where}: shape {list(shape)} has a negative size")
+        raise InvalidRequest(f"{where}: shape {list(shape)} has a negative size", "wrong_shape")
     if tensor.WhichOneof("encoding") == "sparse_csr":
         return _decode_sparse(tensor.sparse_csr, is_float, shape, where)
     values = _values(tensor.dense, is_float, where)
     num_expected = _product(shape) if shape else values.size
     if num_expected != values.size:
-        raise InvalidRequest(f"{where}: {values.size} values do not fill shape {list(shape)} ({num_expected} values)")
+        raise InvalidRequest(
+            f"{where}: {values.size} values do not fill shape {list(shape)} ({num_expected} values)", "wrong_shape"
+        )
     return values.reshape(shape or (-1,))
 
 
 def _decode_sparse(csr: pb.SparseCsr, is_float: bool, shape: tuple[int, ...], where: str) -> SparseCsr:
     if len(shape) != 2:
-        raise InvalidRequest(f"{where}: a sparse tensor has 2 dimensions, not shape {list(shape)}")
+        raise InvalidRequest(f"{where}: a sparse tensor has 2 dimensions, not shape {list(shape)}", "wrong_shape")
     values = _values(csr.values, is_float, where)
     crow = _array(csr.crow_indices, _INT64, f"{where} crow_indices")
     col = _array(csr.col_indices, _INT64, f"{where} col_indices")
@@ -142,18 +146,24 @@ def check_csr(
     """Raises InvalidRequest unless the index arrays describe `num_values` distinct cells of `shape`."""
     rows, columns = shape
     if crow.size != rows + 1:
-        raise InvalidRequest(f"{where}: {crow.size} crow_indices for {rows} rows; there must be rows + 1")
+        raise InvalidRequest(
+            f"{where}: {crow.size} crow_indices for {rows} rows; there must be rows + 1", "wrong_shape"
+        )
     if col.size != num_values:
-        raise InvalidRequest(f"{where}: {col.size} col_indices for {num_values} values")
+        raise InvalidRequest(f"{where}: {col.size} col_indices for {num_values} values", "wrong_shape")
     if crow[0] != 0 or crow[-1] != num_values or bool((np.diff(crow) < 0).any()):
-        raise InvalidRequest(f"{where}: crow_indices must rise from 0 to the number of values, {num_values}")
+        raise InvalidRequest(
+            f"{where}: crow_indices must rise from 0 to the number of values, {num_values}", "wrong_shape"
+        )
     if col.size and (int(col.min()) < 0 or int(col.max()) >= columns):
-        raise InvalidRequest(f"{where}: col_indices reach from {col.min()} to {col.max()}; columns: {columns}")
+        raise InvalidRequest(
+            f"{where}: col_indices reach from {col.min()} to {col.max()}; columns: {columns}", "wrong_shape"
+        )
     rises = np.diff(col) > 0
     starts = crow[1:-1]  # a fall is fine where the next row starts
     rises[starts[(starts > 0) & (starts < col.size)] - 1] = True
     if not bool(rises.all()):
-        raise InvalidRequest(f"{where}: col_indices must rise within each row")
+        raise InvalidRequest(f"{where}: col_indices must rise within each row", "wrong_shape")
 
 
 def _values(data: bytes, is_float: bool, where: str) -> DenseArray:
@@ -162,7 +172,7 @@ def _values(data: bytes, is_float: bool, where: str) -> DenseArray:
 
 def _array(data: bytes, dtype: np.dtype[Scalar], where: str) -> NDArray[Scalar]:
     if len(data) % dtype.itemsize:
-        raise InvalidRequest(f"{where}: {len(data)} bytes are not a whole number of {dtype.name} values")
+        raise InvalidRequest(f"{where}: {len(data)} bytes are not a whole number of {dtype.name} values", "wrong_shape")
     return np.frombuffer(data, dtype).copy()
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
 
-from openrl.errors import InvalidRequest
+from openrl.errors import BadValue, InvalidRequest
 
 MAX_TARGETS_PER_TOKEN = 4096
 """Largest K of [N, K] targets: sparse inputs are cheap to send and dense to answer."""
@@ -56,7 +56,7 @@ class LossSpec:
 def resolve_loss(name: str) -> LossSpec:
     """Raises InvalidRequest with the known names."""
     if name not in LOSSES:
-        raise InvalidRequest(f"unknown loss_fn {name!r}; known: {', '.join(LOSSES)}")
+        raise InvalidRequest(f"unknown loss_fn {name!r}; known: {', '.join(LOSSES)}", "unknown_name")
     return LOSSES[name]
 
 
@@ -66,21 +66,25 @@ def resolve_loss_settings(name: str, given: Mapping[str, float | str]) -> dict[s
     unknown = sorted(given.keys() - spec.settings.keys())
     if unknown:
         known = ", ".join(spec.settings) or "none"
-        raise InvalidRequest(f"loss_fn {name!r} has no setting {', '.join(map(repr, unknown))}; it has: {known}")
+        raise InvalidRequest(
+            f"loss_fn {name!r} has no setting {', '.join(map(repr, unknown))}; it has: {known}", "unknown_name"
+        )
     settings = {key: _checked(name, key, setting, given) for key, setting in spec.settings.items()}
     for low, high in _ORDERED:
         if low in settings and settings[low] > settings[high]:
-            raise InvalidRequest(f"loss_fn {name!r}: {low} {settings[low]} is above {high} {settings[high]}")
+            raise InvalidRequest(
+                f"loss_fn {name!r}: {low} {settings[low]} is above {high} {settings[high]}", "out_of_range"
+            )
     return settings
 
 
 def _checked(name: str, key: str, setting: LossSettingSpec, given: Mapping[str, float | str]) -> float:
     value = given.get(key, setting.default)
     if isinstance(value, str):
-        raise InvalidRequest(f"loss_fn {name!r}: {key} must be a number, not the text {value!r}")
+        raise InvalidRequest(f"loss_fn {name!r}: {key} must be a number, not the text {value!r}", "wrong_dtype")
     if not (math.isfinite(value) and setting.minimum <= value <= setting.maximum):
         bounds = f"finite and within [{setting.minimum}, {setting.maximum}]"
-        raise InvalidRequest(f"loss_fn {name!r}: {key} is {value}; it must be {bounds}")
+        raise BadValue(f"loss_fn {name!r}: {key}", value, bounds)
     return float(value)
 
 

@@ -34,7 +34,7 @@ def parse_checkpoint_path(path: str) -> CheckpointPath:
     scheme, separator, rest = path.partition("://")
     segments = rest.split("/")
     if scheme != "tinker" or not separator or len(segments) != 3 or not _RUN_ID.fullmatch(segments[0]):
-        raise InvalidRequest(f"path {_shown(path)} is not of the form tinker://<run id>/<kind>/<name>")
+        raise InvalidRequest(f"path {_shown(path)} is not of the form tinker://<run id>/<kind>/<name>", "malformed")
     run_id, kind, name = segments
     return CheckpointPath(run_id, parse_checkpoint_kind(kind), parse_checkpoint_name(name))
 
@@ -44,14 +44,14 @@ def parse_checkpoint_kind(kind: str) -> CheckpointKind:
     for known in get_args(CheckpointKind):
         if kind == known:
             return known
-    raise InvalidRequest(f"checkpoint kind {_shown(kind)} is not one of {', '.join(_KINDS)}")
+    raise InvalidRequest(f"checkpoint kind {_shown(kind)} is not one of {', '.join(_KINDS)}", "unknown_name")
 
 
 def parse_checkpoint_name(name: str) -> str:
     """The name itself; raises InvalidRequest for one that would not survive as one path segment of a URL."""
     if not _NAME.fullmatch(name):
         rule = "1 to 200 of A-Z a-z 0-9 . _ = + @ , ~ - and starts with a letter, a digit or _"
-        raise InvalidRequest(f"checkpoint name {_shown(name)} is not valid: a name has {rule}")
+        raise InvalidRequest(f"checkpoint name {_shown(name)} is not valid: a name has {rule}", "malformed")
     return name
 
 

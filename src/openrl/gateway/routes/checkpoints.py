@@ -95,11 +95,11 @@ async def weights_info(call: Call) -> Response:
 
 
 ROUTES = (
-    Route("GET", "/checkpoints", list_checkpoints),
+    Route("GET", "/checkpoints", list_checkpoints, query=("limit", "offset")),
     Route("GET", "/training_runs/{run_id}/checkpoints", list_run_checkpoints),
     Route("DELETE", ADDRESS, delete_checkpoint),
     Route("POST", f"{ADDRESS}/publish", publish),
     Route("DELETE", f"{ADDRESS}/publish", unpublish),
-    Route("PUT", f"{ADDRESS}/ttl", set_ttl),
-    Route("POST", "/weights_info", weights_info),
+    Route("PUT", f"{ADDRESS}/ttl", set_ttl, body=CheckpointTtlRequest),
+    Route("POST", "/weights_info", weights_info, body=WeightsInfoRequest),
 )

@@ -66,7 +66,9 @@ async def cancel_future(call: Call) -> Response:
     gateway = call.gateway
     row = await gateway.store.get_request(call.tenant_id, request.request_id)
     if row.kind != "sample":
-        raise InvalidRequest(f"request {row.request_id} is of kind {row.kind}; only samples can be cancelled")
+        raise InvalidRequest(
+            f"request {row.request_id} is of kind {row.kind}; only samples can be cancelled", "wrong_kind"
+        )
     if row.state == "queued":
         await gateway.store.finish([FinishedRequest(row.request_id, "cancelled", gateway.clock())])
         gateway.hooks.on_cancel(row.request_id)
@@ -74,6 +76,6 @@ async def cancel_future(call: Call) -> Response:
 
 
 ROUTES = (
-    Route("POST", "/retrieve_future", retrieve_future),
-    Route("POST", "/cancel_future", cancel_future),
+    Route("POST", "/retrieve_future", retrieve_future, body=FutureRequest),
+    Route("POST", "/cancel_future", cancel_future, body=FutureRequest),
 )

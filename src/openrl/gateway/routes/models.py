@@ -62,7 +62,7 @@ async def load_weights(call: Call) -> Response:
 
 async def _create_from_checkpoint(call: Call, request: LoadWeightsRequest) -> Response:
     if request.session_id is None or request.model_seq_id is None:
-        raise InvalidRequest("give model_id and seq_id, or session_id and model_seq_id")
+        raise InvalidRequest("give model_id and seq_id, or session_id and model_seq_id", "missing")
     checkpoint, manifest = await _resolve(call, request)
     check_rank(manifest.rank, call.gateway.config)
     spec = RunSpec(
@@ -89,7 +89,7 @@ async def _admit_load(call: Call, run: RunRow, request: LoadWeightsRequest, _: b
     there = (manifest.base_model, manifest.rank, manifest.train_attn, manifest.train_mlp, manifest.train_unembed)
     if here != there:
         names = "(base model, rank, train_attn, train_mlp, train_unembed)"
-        raise InvalidRequest(f"{request.path} has {names} {there}; run {spec.run_id} has {here}")
+        raise InvalidRequest(f"{request.path} has {names} {there}; run {spec.run_id} has {here}", "wrong_shape")
     return _load_payload(request, checkpoint)
 
 
@@ -98,7 +98,9 @@ async def _resolve(call: Call, request: LoadWeightsRequest) -> tuple[CheckpointR
     check_optimizer(request.optimizer_config)
     checkpoint = await find_checkpoint(call, request.path, request.weights_access_token)
     if checkpoint.kind != "weights":
-        raise InvalidRequest(f"{request.path} is of kind {checkpoint.kind}; training continues from kind weights")
+        raise InvalidRequest(
+            f"{request.path} is of kind {checkpoint.kind}; training continues from kind weights", "wrong_kind"
+        )
     manifest = await read_manifest(call, checkpoint)
     check_load(manifest, request.path, with_optimizer=request.optimizer, base_model=request.base_model)
     return checkpoint, manifest
@@ -169,8 +171,8 @@ async def unload_model(call: Call) -> Response:
 
 
 ROUTES = (
-    Route("POST", "/create_model", create_model),
-    Route("POST", "/load_weights", load_weights),
-    Route("POST", "/get_info", get_info),
-    Route("POST", "/unload_model", unload_model),
+    Route("POST", "/create_model", create_model, body=CreateModelRequest),
+    Route("POST", "/load_weights", load_weights, body=LoadWeightsRequest),
+    Route("POST", "/get_info", get_info, body=RunRequest),
+    Route("POST", "/unload_model", unload_model, body=RunRequest),
 )

@@ -55,7 +55,9 @@ async def _open_sampler(call: Call, tenant_id: str, sampler_id: str) -> SamplerR
     sampler = await call.gateway.store.get_sampler(tenant_id, sampler_id)
     session = await call.gateway.store.get_session(tenant_id, sampler.session_id)
     if session.state != "active":
-        raise InvalidRequest(f"session {session.session_id} of sampler {sampler_id} is {session.state}")
+        raise InvalidRequest(
+            f"session {session.session_id} of sampler {sampler_id} is {session.state}", "session_ended"
+        )
     return sampler
 
 
@@ -78,7 +80,7 @@ async def create_sampling_session(call: Call) -> Response:
     elif request.base_model is not None:
         row = replace(row, base_model=call.gateway.catalog.get(request.base_model).name)
     else:
-        raise InvalidRequest("give model_path or base_model")
+        raise InvalidRequest("give model_path or base_model", "missing")
     stored = await call.gateway.store.create_sampler(row)
     return json_reply({"type": "create_sampling_session", "sampling_session_id": stored.sampler_id})
 
@@ -86,7 +88,9 @@ async def create_sampling_session(call: Call) -> Response:
 async def _with_adapter(call: Call, row: SamplerRow, model_path: str) -> SamplerRow:
     checkpoint = await find_checkpoint(call, model_path)
     if checkpoint.kind != "sampler_weights":
-        raise InvalidRequest(f"{model_path} is of kind {checkpoint.kind}; samples are drawn from kind sampler_weights")
+        raise InvalidRequest(
+            f"{model_path} is of kind {checkpoint.kind}; samples are drawn from kind sampler_weights", "wrong_kind"
+        )
     manifest = await read_manifest(call, checkpoint)
     base_model = call.gateway.catalog.get(manifest.base_model).name
     return replace(row, base_model=base_model, model_path=model_path, adapter_key=checkpoint.key)
@@ -102,7 +106,7 @@ async def get_sampler(call: Call) -> Response:
 
 
 ROUTES = (
-    Route("POST", "/asample", asample),
-    Route("POST", "/create_sampling_session", create_sampling_session),
+    Route("POST", "/asample", asample, body=SampleRequest),
+    Route("POST", "/create_sampling_session", create_sampling_session, body=CreateSamplingSessionRequest),
     Route("GET", "/samplers/{sampler_id}", get_sampler),
 )

@@ -54,8 +54,8 @@ async def readyz(call: Call) -> Response:
 
 
 ROUTES = (
-    Route("POST", "/client/config", client_config),
-    Route("POST", "/client/dynamic_config", client_dynamic_config),
+    Route("POST", "/client/config", client_config, body=ClientConfigRequest),
+    Route("POST", "/client/dynamic_config", client_dynamic_config, body=ClientConfigRequest),
     Route("GET", "/get_server_capabilities", get_server_capabilities),
     Route("GET", "/healthz", healthz, is_public=True),
     Route("GET", "/readyz", readyz, is_public=True),

@@ -21,7 +21,9 @@ async def create_session(call: Call) -> Response:
     request = await read_json(call, CreateSessionRequest)
     key = call.request.headers.get("x-idempotency-key")
     if key is not None and (len(key) > _MAX_KEY_CHARACTERS or not key.isprintable()):
-        raise InvalidRequest(f"X-Idempotency-Key must be printable and at most {_MAX_KEY_CHARACTERS} characters long")
+        raise InvalidRequest(
+            f"X-Idempotency-Key must be printable and at most {_MAX_KEY_CHARACTERS} characters long", "malformed"
+        )
     now = call.gateway.clock()
     session = SessionRow(
         session_id=call.gateway.new_id(),
@@ -83,9 +85,9 @@ async def get_session(call: Call) -> Response:
 
 
 ROUTES = (
-    Route("POST", "/session_heartbeat", session_heartbeat),
-    Route("POST", "/create_session", create_session),
-    Route("POST", "/sessions/{session_id}/finish", finish_session),
-    Route("GET", "/sessions", list_sessions),
+    Route("POST", "/session_heartbeat", session_heartbeat, body=SessionHeartbeatRequest),
+    Route("POST", "/create_session", create_session, body=CreateSessionRequest),
+    Route("POST", "/sessions/{session_id}/finish", finish_session, body=FinishSessionRequest),
+    Route("GET", "/sessions", list_sessions, query=("limit", "offset", "access_scope")),
     Route("GET", "/sessions/{session_id}", get_session),
 )

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from starlette.responses import Response
 
-from openrl.errors import InvalidRequest, NotFound
+from openrl.errors import BadValue, InvalidRequest, NotFound
 from openrl.gateway.admission import admit_forward_backward, admit_optim_step, check_sampler_save
 from openrl.gateway.body import BodyTooLarge, read_body
 from openrl.gateway.checkpoint_access import checkpoint_exists
@@ -68,7 +68,7 @@ async def _refuse_address(call: Call, address: tuple[str, int] | None, error: In
 
 def _check_seq_id(seq_id: int) -> None:
     if seq_id < 1:
-        raise InvalidRequest(f"seq_id is {seq_id}; it must be at least 1")
+        raise BadValue("seq_id", seq_id, "at least 1")
 
 
 async def optim_step(call: Call) -> Response:
@@ -113,12 +113,12 @@ async def _admit_sampler_save(call: Call, run: RunRow, request: SaveWeightsForSa
 async def _check_is_free(call: Call, path: CheckpointPath) -> None:
     """A taken name is an error of the request, never 409: clients retry that for minutes (tinker-api P9)."""
     if await checkpoint_exists(call, path):
-        raise InvalidRequest(f"checkpoint {path} exists already; choose another name or delete it first")
+        raise InvalidRequest(f"checkpoint {path} exists already; choose another name or delete it first", "name_taken")
 
 
 ROUTES = (
-    Route("POST", "/forward_backward", forward_backward),
-    Route("POST", "/optim_step", optim_step),
-    Route("POST", "/save_weights", save_weights),
-    Route("POST", "/save_weights_for_sampler", save_weights_for_sampler),
+    Route("POST", "/forward_backward", forward_backward, is_protobuf=True),
+    Route("POST", "/optim_step", optim_step, body=OptimStepRequest),
+    Route("POST", "/save_weights", save_weights, body=SaveWeightsRequest),
+    Route("POST", "/save_weights_for_sampler", save_weights_for_sampler, body=SaveWeightsForSamplerRequest),
 )
