@@ -5,6 +5,16 @@
 A request is a whole one: `asample` accepted and durable, dispatched to a worker process, its result stored, and
 fetched with `retrieve_future`. The load generator runs on the same machine. The limit in the same run is a bare
 uvicorn app that answers the same two calls from memory.
+
+Three loads, all from `--clients` connections with one request in flight each:
+- saturated: the next request follows the last result at once. Gives the rate; its latency is clients / rate.
+- paced: every client has turns at even distances from a random start, together half of the saturated rate just
+  measured. The engine takes no time, so the time from submission to result is what the server adds. Half is a load at
+  which queues come and go; a faster server is paced faster, so the figure cannot be had by asking for less.
+- burst: SIMULTANEOUS samples in flight before the first is fetched.
+
+On a machine with other work every wake-up of a thread may wait for the next tick of the kernel (4 ms), some fifteen
+times a request. `server_cpu_us` and `worker_cpu_us`, processor time per request while saturated, then say more.
 """
 
 import argparse
@@ -21,7 +31,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import uvicorn
 import uvloop
@@ -51,10 +61,34 @@ class Server:
 class Load:
     """What came out of one stretch of load."""
 
+    num_requests: int
     requests_per_s: float
     p50_ms: float
     p99_ms: float
     errors: int
+
+
+class Cpu(NamedTuple):
+    """Seconds of processor time so far."""
+
+    server: float
+    workers: float
+
+
+def cpu_of(server_pid: int) -> Cpu:
+    """Of the server process, and of its children that still run."""
+    stats = {int(file.parent.name): _stat(file) for file in Path("/proc").glob("[0-9]*/stat")}
+    workers = sum(seconds for parent, seconds in stats.values() if parent == server_pid)
+    return Cpu(stats[server_pid][1], workers)
+
+
+def _stat(file: Path) -> tuple[int, float]:
+    """Parent and processor time of a process; (0, 0.0) when it has just ended."""
+    try:
+        fields = file.read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0, 0.0
+    return int(fields[1]), (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def serve(root: Path) -> None:
@@ -158,7 +192,7 @@ async def steady_load(
     await asyncio.gather(*(client_loop() for _ in range(num_clients)))
     elapsed = time.perf_counter() - start
     cuts = statistics.quantiles(latencies, n=100)
-    return Load(len(latencies) / elapsed, cuts[49] * 1e3, cuts[98] * 1e3, len(errors))
+    return Load(len(latencies), len(latencies) / elapsed, cuts[49] * 1e3, cuts[98] * 1e3, len(errors))
 
 
 async def burst(server: Server, first_seq: int) -> tuple[float, int]:
@@ -189,13 +223,15 @@ def wait_for(file: Path) -> None:
         time.sleep(0.05)
 
 
-async def measure(root: Path, bare_port: int, num_clients: int, seconds: float) -> dict[str, Any]:
+async def measure(root: Path, server_pid: int, bare_port: int, num_clients: int, seconds: float) -> dict[str, Any]:
     """All loads in turn, against the server and against the floor."""
     await asyncio.to_thread(wait_for, root / "ready.json")
     ready = json.loads((root / "ready.json").read_text())
     server = await open_sampler(int(ready["url"].rsplit(":", 1)[1]), ready["key"])
     await steady_load(server, num_clients, 2.0, 1)
+    before = cpu_of(server_pid)
     full = await steady_load(server, num_clients, seconds, 10_000_000)
+    after = cpu_of(server_pid)
     paced = await steady_load(server, num_clients, seconds, 15_000_000, full.requests_per_s * PACED_SHARE)
     single = await steady_load(server, 1, 2.0, 20_000_000)
     burst_s, burst_errors = await burst(server, 30_000_000)
@@ -209,9 +245,12 @@ async def measure(root: Path, bare_port: int, num_clients: int, seconds: float) 
         "limit_is": "a bare uvicorn app answering the same calls from memory",
         "ratio_to_limit": round(full.requests_per_s / floor.requests_per_s, 3),
         "clients": num_clients,
+        "server_cpu_us": round((after.server - before.server) / full.num_requests * 1e6),
+        "worker_cpu_us": round((after.workers - before.workers) / full.num_requests * 1e6),
         "saturated_p50_ms": round(full.p50_ms, 2),
         "saturated_p99_ms": round(full.p99_ms, 2),
         "paced": {
+            "offered_share_of_saturated": PACED_SHARE,
             "requests_per_s": round(paced.requests_per_s),
             "p50_ms": round(paced.p50_ms, 2),
             "p99_ms": round(paced.p99_ms, 2),
@@ -242,8 +281,10 @@ def main() -> None:
         ]
         for child in children:
             child.start()
+        server_pid = children[0].pid
+        assert server_pid is not None
         try:
-            result = uvloop.run(measure(root, bare.getsockname()[1], options.clients, options.seconds))
+            result = uvloop.run(measure(root, server_pid, bare.getsockname()[1], options.clients, options.seconds))
         finally:
             for child in children:
                 child.terminate()
