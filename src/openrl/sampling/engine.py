@@ -53,7 +53,7 @@ class PagedSamplingEngine:
         self._bank = AdapterBank(model.linear_shapes, sizes.num_adapters, model.dtype, model.device)
         self._runner = ModelRunner(model, cache, self._bank)
         self._slots = AdapterSlots(sizes.num_adapters)
-        self._blocks = BlockManager(sizes.num_blocks, sizes.block_tokens)
+        self._blocks = BlockManager(sizes.num_blocks, sizes.block_tokens, sizes.max_idle_blocks)
         self._batcher = Batcher(self._blocks, self._slots, sizes.max_sequences, sizes.prefill_tokens)
         self._requests: dict[str, ActiveRequest] = {}
         self._of_prompt: dict[int, ActiveRequest] = {}  # by arrival
