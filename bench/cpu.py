@@ -75,11 +75,6 @@ def make_work(vocab_size: int) -> Work:
     return Work(sequences, completions, prompts)
 
 
-def adapters_of(shapes: dict[str, tuple[int, int]]) -> list[AdapterWeights]:
-    """One fresh adapter per run, without the unembedding."""
-    return [initial_adapter(shapes, _spec(run)) for run in range(NUM_RUNS)]
-
-
 def _spec(run: int) -> RunSpec:
     return RunSpec(f"run{run}", "bench", "bench", RANK, run, True, True, False)
 
@@ -118,8 +113,11 @@ def _datum(sequence: list[int], completion: int, loss: str) -> Datum:
 
 def openrl_sample(model: BaseModel, work: Work) -> Callable[[], int]:
     """All runs' prompts in one continuous batch."""
-    adapters = adapters_of(model.linear_shapes)
-    engine = create_sampling_engine(model, SamplingConfig(), lambda key: adapters[int(key)])
+
+    def load_adapter(key: str) -> AdapterWeights:
+        return initial_adapter(model.linear_shapes, _spec(int(key)))
+
+    engine = create_sampling_engine(model, SamplingConfig(), load_adapter)
     rounds = iter(range(1_000))
 
     def once() -> int:

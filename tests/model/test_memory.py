@@ -1,10 +1,11 @@
-"""Zeros that cost nothing until they are written."""
+"""Zeros cost nothing until they are written; what is freed goes back."""
 
 import resource
+from pathlib import Path
 
 import torch
 
-from openrl.model.memory import lazy_zeros
+from openrl.model.memory import lazy_zeros, release_freed_memory
 
 
 def test_memory_is_taken_only_where_it_is_written():
@@ -21,3 +22,25 @@ def test_every_compute_type_and_shape_works():
     for dtype in (torch.float32, torch.bfloat16):
         table = lazy_zeros((3, 5, 7), dtype, torch.device("cpu"))
         assert (table.dtype, tuple(table.shape), bool(table.any())) == (dtype, (3, 5, 7), False)
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def test_tables_do_not_take_what_others_have_freed_and_one_slot_costs_one_slot():
+    freed = [torch.ones(2**20) for _ in range(16)]
+    del freed
+    before = resident_bytes()
+    tables = [lazy_zeros((64, 2**16), torch.float32, torch.device("cpu")) for _ in range(8)]  # 128 MiB
+    for table in tables:
+        table[0, :8] = 1.0
+    assert resident_bytes() - before < 2**20
+
+
+def test_giving_memory_back_makes_the_process_smaller():
+    kept = [bytes(100_000) for _ in range(1000)]
+    before = resident_bytes()
+    del kept[:-1]  # the last one keeps the end of the heap in use
+    release_freed_memory()
+    assert resident_bytes() < before - 50_000_000

@@ -112,3 +112,19 @@ def test_random_use_never_leaks_or_doubles_a_block(seed: int):
     for table, _ in holders:
         blocks.release(table)
     assert blocks.num_used == 0
+
+
+def test_prefixes_beyond_the_idle_limit_go_before_pages_that_nobody_has_used():
+    blocks = BlockManager(8, 4, max_idle=2)
+    pages = blocks.allocate(1)
+    assert pages is not None
+    blocks.release(pages)
+    for start in range(0, 80, 8):
+        taken, _ = held(blocks, list(range(start, start + 8)))
+        blocks.release(taken)
+        pages += taken
+    assert len(set(pages)) == 4  # two held at a time and two idle
+    assert blocks.num_free == 8
+    everything = blocks.allocate(8)
+    assert everything is not None
+    assert sorted(everything) == list(range(8))

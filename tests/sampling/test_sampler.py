@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from openrl.sampling.sampler import Choices, choose_tokens, likeliest_tokens, tempered_logprobs
+from openrl.sampling.sampler import CHUNK_BYTES, Choices, choose_tokens, likeliest_tokens, row_chunks, tempered_logprobs
 
 VOCAB = 1300
 
@@ -114,3 +114,24 @@ def test_the_likeliest_tokens_come_likeliest_first_and_at_most_the_vocabulary():
     ids_MK, values_MK = likeliest_tokens(torch.tensor([[-3.0, -1.0, -2.0]]), 5)
     assert ids_MK.tolist() == [[1, 2, 0]]
     assert values_MK.tolist() == [[-1.0, -2.0, -3.0]]
+
+
+def test_chunks_hold_all_rows_in_order_and_few_bytes():
+    logits = [random_logits(7, vocab=2**19), random_logits(3, vocab=2**19)]
+    chunks = list(row_chunks(logits))
+    assert torch.equal(torch.cat(chunks), torch.cat(logits))
+    assert all(chunk.numel() * 4 <= CHUNK_BYTES for chunk in chunks)
+    assert [chunk.shape[0] for chunk in row_chunks([random_logits(2, vocab=2**21)])] == [1, 1]
+
+
+def test_a_draw_finds_the_token_where_the_running_sum_passes_the_uniform_number():
+    """Against the slow twin: one running sum over the whole vocabulary, in fp64."""
+    logits_MV = random_logits(400)
+    how = choices(400)
+    weights_MV = tempered_logprobs(logits_MV, how.temperature).double().exp()
+    cumulative_MV = weights_MV.cumsum(-1)
+    wanted_M1 = how.uniform[:, None] * cumulative_MV[:, -1:]
+    expected_M = (cumulative_MV <= wanted_M1).sum(-1)
+    is_clear_M = (cumulative_MV - wanted_M1).abs().amin(-1) > 1e-6  # apart from ties of rounding
+    assert is_clear_M.sum() > 390
+    assert torch.equal(chosen(logits_MV, how)[is_clear_M], expected_M[is_clear_M])

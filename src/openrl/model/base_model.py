@@ -1,6 +1,6 @@
 """A Hugging Face model with our linears and our attention inside: hidden states, logits.
 
-Legend: T packed rows, M chosen rows, D model dim, V vocab.
+Legend: T packed rows, M chosen rows, D model dim, V vocab, B block of V.
 """
 
 from collections.abc import Iterator
@@ -11,13 +11,16 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AttentionInterface, AutoConfig, AutoTokenizer
 
 from openrl.config import WorkerConfig
 from openrl.errors import InvalidRequest
 from openrl.model.adapter import ATTENTION_PROJECTIONS, HEAD_NAME, MLP_PROJECTIONS
 from openrl.model.batch import ROW_MULTIPLE, Adapters, Batch, Segment
 from openrl.model.lora import ActiveBatch, LoraLinear
+from openrl.model.memory import release_freed_memory
+from openrl.model.vocab_table import narrow_tables
+from openrl.model.weight_files import load_causal_lm
 
 ATTENTION_NAME = "openrl"
 HEAD_BLOCK_CPU = 2048
@@ -89,6 +92,10 @@ class BaseModel:
         for start in range(0, self.vocab_size, self.head_block):
             yield slice(start, min(start + self.head_block, self.vocab_size))
 
+    def head_rows(self, block: slice) -> Float[Tensor, "B D"]:
+        """The head's weights for a stretch of the vocabulary, in the compute type; the table may be narrower."""
+        return self.head_weight[block].to(self.dtype)
+
     def hidden(self, batch: Batch) -> Float[Tensor, "T D"]:
         """Hidden states after the final norm, one row per packed token; with autograd unless disabled."""
         self._active.adapters, self._active.segments = batch.adapters, batch.segments
@@ -121,7 +128,7 @@ class BaseModel:
     ) -> Float[Tensor, "M V"]:
         logits_MV = hidden_MD.new_empty(hidden_MD.shape[0], self.vocab_size)
         for block in self.head_blocks():
-            torch.mm(hidden_MD, self.head_weight[block].t(), out=logits_MV[:, block])
+            torch.mm(hidden_MD, self.head_rows(block).t(), out=logits_MV[:, block])
         if adapters is not None:
             logits_MV = adapters.apply(HEAD_NAME, hidden_MD, logits_MV, segments)
         return logits_MV.float()
@@ -132,11 +139,13 @@ def load_base_model(source: ModelSource) -> BaseModel:
     AttentionInterface.register(ATTENTION_NAME, _attention)
     config = AutoConfig.from_pretrained(source.path)
     _refuse_unsupported(source.name, config.get_text_config())
-    causal_lm: Any = AutoModelForCausalLM.from_pretrained(
-        source.path, config=config, dtype=source.dtype, attn_implementation=ATTENTION_NAME
-    )
+    causal_lm = load_causal_lm(source.path, config, source.dtype, ATTENTION_NAME, source.device)
     causal_lm.to(source.device).eval().requires_grad_(requires_grad=False)
-    return BaseModel(source, causal_lm, AutoTokenizer.from_pretrained(source.path))
+    if source.device.type == "cpu":
+        narrow_tables(causal_lm)
+    tokenizer = AutoTokenizer.from_pretrained(source.path)
+    release_freed_memory()
+    return BaseModel(source, causal_lm, tokenizer)
 
 
 def _refuse_unsupported(name: str, config: Any) -> None:

@@ -122,21 +122,22 @@ class _Chunk:
         highest_C1 = torch.full((num_rows, 1), float("-inf"), device=device)
         total_C1 = torch.zeros(num_rows, 1, device=device)
         picked_CK = torch.zeros(self._targets_CK.shape, device=device)
-        expectation = _Expectation(self._model.head_weight, chosen_C)
+        expectation = _Expectation(self._model, chosen_C)
         for block in self._model.head_blocks():
-            logits_CB = self._logits(block)
+            weight_BD = self._model.head_rows(block)
+            logits_CB = self._logits(weight_BD, block)
             _pick(logits_CB, self._targets_CK, block, picked_CK)
             new_C1 = torch.maximum(highest_C1, logits_CB.amax(-1, keepdim=True))
             p_CB = logits_CB.sub_(new_C1).exp_()
             shrink_C1 = torch.exp(highest_C1 - new_C1)
             total_C1 = total_C1 * shrink_C1 + p_CB.sum(-1, keepdim=True)
-            expectation.add(p_CB, block, shrink_C1)
+            expectation.add(p_CB, weight_BD, shrink_C1)
             highest_C1 = new_C1
         logprobs_CK = picked_CK - (highest_C1 + torch.log(total_C1))
         return logprobs_CK.masked_fill_(self._targets_CK == ABSENT, 0.0), expectation.result(total_C1)
 
-    def _logits(self, block: slice) -> Float[Tensor, "C B"]:
-        logits_CB = torch.mm(self._hidden_CD, self._model.head_weight[block].t())
+    def _logits(self, weight_BD: Tensor, block: slice) -> Float[Tensor, "C B"]:
+        logits_CB = torch.mm(self._hidden_CD, weight_BD.t())
         for lora in self._lora:
             lora.add(logits_CB, block)
         return logits_CB.float()
@@ -145,27 +146,27 @@ class _Chunk:
 class _Expectation:
     """The running p W of chosen rows; their number is padded so that rows keep their bits."""
 
-    def __init__(self, weight_VD: Tensor, chosen_C: Tensor | None) -> None:
-        self._weight_VD = weight_VD
+    def __init__(self, model: BaseModel, chosen_C: Tensor | None) -> None:
+        self._dtype = model.dtype
         self._chosen_P: Tensor | None = None
         if chosen_C is not None and chosen_C.numel():
             self._num_chosen = chosen_C.numel()
             self._chosen_P = torch.nn.functional.pad(chosen_C, (0, -self._num_chosen % ROW_MULTIPLE))
-            size = (self._chosen_P.numel(), weight_VD.shape[1])
-            self._sum_PD = torch.zeros(size, dtype=torch.float32, device=weight_VD.device)
+            size = (self._chosen_P.numel(), model.head_weight.shape[1])
+            self._sum_PD = torch.zeros(size, dtype=torch.float32, device=model.device)
 
-    def add(self, p_CB: Tensor, block: slice, shrink_C1: Tensor) -> None:
+    def add(self, p_CB: Tensor, weight_BD: Tensor, shrink_C1: Tensor) -> None:
         """Add one block's share; what was added before shrinks to the new maximum."""
         if self._chosen_P is not None:
-            share_PD = p_CB[self._chosen_P].to(self._weight_VD.dtype) @ self._weight_VD[block]
+            share_PD = p_CB[self._chosen_P].to(self._dtype) @ weight_BD
             self._sum_PD.mul_(shrink_C1[self._chosen_P]).add_(share_PD)
 
     def result(self, total_C1: Tensor) -> Float[Tensor, "P D"] | None:
-        """p W of the chosen rows, in the weights' type; None where none was chosen."""
+        """p W of the chosen rows, in the compute type; None where none was chosen."""
         if self._chosen_P is None:
             return None
         mean_PD = self._sum_PD / total_C1[self._chosen_P]
-        return mean_PD[: self._num_chosen].to(self._weight_VD.dtype)
+        return mean_PD[: self._num_chosen].to(self._dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +221,7 @@ class _TargetLogprobs(Function):
         g_MK = grads[0].masked_fill(plan.targets_MK == ABSENT, 0.0)
         if expected_MD is None:
             return _adapted_backward(plan, saved.adapters, hidden_MD, g_MK), None, None
-        picked_MD = _weighted_rows(plan.model.head_weight, plan.targets_MK, g_MK)
+        picked_MD = _weighted_rows(plan.model, plan.targets_MK, g_MK)
         total_MD = (g_MK.sum(-1, keepdim=True) * expected_MD.float()).to(picked_MD.dtype)
         return picked_MD - total_MD, None, None
 
@@ -235,12 +236,13 @@ def clip_segments(segments: tuple[Segment, ...], start: int, stop: int) -> tuple
     return tuple(clipped)
 
 
-def _weighted_rows(weight_VD: Tensor, targets_MK: Tensor, g_MK: Tensor) -> Tensor:
+def _weighted_rows(model: BaseModel, targets_MK: Tensor, g_MK: Tensor) -> Tensor:
     """sum_k g[m, k] W[target[m, k]], summed in order of k."""
+    weight_VD = model.head_weight
     out_MD = torch.zeros(targets_MK.shape[0], weight_VD.shape[1], dtype=torch.float32, device=weight_VD.device)
     for k in range(targets_MK.shape[1]):
         out_MD += g_MK[:, k, None] * weight_VD[targets_MK[:, k].clamp(min=0)].float()
-    return out_MD.to(weight_VD.dtype)
+    return out_MD.to(model.dtype)
 
 
 def _adapted_backward(plan: _Plan, adapters: TrainingAdapters, hidden_MD: Tensor, g_MK: Tensor) -> Tensor:
@@ -272,7 +274,9 @@ def _adapted_part(
     d_WV = torch.softmax(logits_WV, -1).mul_(-g_WK.sum(-1, keepdim=True))
     d_WV.scatter_add_(1, targets_WK.clamp(min=0), g_WK)
     d_WV = d_WV.to(h_WD.dtype)
-    dh_WD = d_WV @ plan.model.head_weight
+    dh_WD = torch.zeros_like(h_WD)
+    for block in plan.model.head_blocks():
+        dh_WD += d_WV[:, block] @ plan.model.head_rows(block)
     if factors is not None:
         db_WR = (d_WV @ factors.b_OR) * factors.scale
         ha_WR = h_WD @ factors.a_RD.t()

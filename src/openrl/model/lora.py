@@ -7,7 +7,7 @@ depend on its neighbours. A segment of another length is computed in a window of
 rows that belong to others are dropped.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -245,7 +245,7 @@ def add_lora(factors: SlotFactors, x_TD: Tensor, y_TO: Tensor, segment: Segment)
     y_TO[rows].add_(window.keep(delta_WO), alpha=factors.scale)
 
 
-def merge_by_slot(segments: tuple[Segment, ...]) -> list[Segment]:
+def merge_by_slot(segments: Iterable[Segment]) -> list[Segment]:
     """Join neighbouring segments of one slot: one product serves them all."""
     merged: list[Segment] = []
     for segment in segments:

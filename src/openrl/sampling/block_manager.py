@@ -2,7 +2,8 @@
 
 A block is free (nobody holds it), or held by one or more sequences. A full block can be sealed: named by a digest of
 the cache key and of all tokens up to its end. A sealed block that nobody holds stays findable until its page is
-needed; the one unused for longest goes first.
+needed; the one unused for longest goes first. On the CPU, pages take memory when they are first written: there,
+findable blocks beyond `max_idle` go before pages that nobody has used yet.
 """
 
 import hashlib
@@ -16,9 +17,10 @@ DIGEST_BYTES = 16
 class BlockManager:
     """Reference counts and the prefix cache of `num_blocks` pages of `block_tokens` tokens."""
 
-    def __init__(self, num_blocks: int, block_tokens: int) -> None:
+    def __init__(self, num_blocks: int, block_tokens: int, max_idle: int | None = None) -> None:
         self.num_blocks = num_blocks
         self.block_tokens = block_tokens
+        self._max_idle = num_blocks if max_idle is None else max_idle
         self._references = [0] * num_blocks
         self._blank: deque[int] = deque(range(num_blocks))
         self._idle: OrderedDict[int, None] = OrderedDict()  # sealed blocks that nobody holds, oldest first
@@ -102,7 +104,7 @@ class BlockManager:
                 self._digest_of[blocks[index]] = digest
 
     def _take(self) -> int:
-        if self._blank:
+        if self._blank and len(self._idle) <= self._max_idle:
             block = self._blank.popleft()
         else:
             block, _ = self._idle.popitem(last=False)
@@ -114,7 +116,7 @@ class BlockManager:
         if block in self._digest_of:
             self._idle[block] = None
         else:
-            self._blank.append(block)
+            self._blank.appendleft(block)  # taken again before one that has never been written
 
 
 def digest_of_block(parent: bytes, tokens: Sequence[int]) -> bytes:

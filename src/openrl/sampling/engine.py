@@ -1,6 +1,6 @@
 """Continues many sequences under many snapshots, one step at a time.
 
-Legend: T packed rows, M chosen rows, D model dim, V vocab, K likeliest tokens.
+Legend: T packed rows, M chosen rows, C rows of a chunk, D model dim, V vocab, K likeliest tokens.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ from openrl.sampling.kv_cache import KVCache
 from openrl.sampling.model_runner import ModelRunner, row_ranges
 from openrl.sampling.prompt_scoring import score_prompts
 from openrl.sampling.request import ActiveRequest, EngineLimits, choices_of, non_finite, open_request
-from openrl.sampling.sampler import choose_tokens, likeliest_tokens, tempered_logprobs
+from openrl.sampling.sampler import choose_tokens, likeliest_tokens, row_chunks, tempered_logprobs
 from openrl.sampling.sequence import Sequence as SampledSequence
 from openrl.sampling.sizes import EngineSizes, resolve_sizes
 
@@ -53,7 +53,7 @@ class PagedSamplingEngine:
         self._bank = AdapterBank(model.linear_shapes, sizes.num_adapters, model.dtype, model.device)
         self._runner = ModelRunner(model, cache, self._bank)
         self._slots = AdapterSlots(sizes.num_adapters)
-        self._blocks = BlockManager(sizes.num_blocks, sizes.block_tokens)
+        self._blocks = BlockManager(sizes.num_blocks, sizes.block_tokens, sizes.max_idle_blocks)
         self._batcher = Batcher(self._blocks, self._slots, sizes.max_sequences, sizes.prefill_tokens)
         self._requests: dict[str, ActiveRequest] = {}
         self._of_prompt: dict[int, ActiveRequest] = {}  # by arrival
@@ -101,10 +101,11 @@ class PagedSamplingEngine:
         self._cache.copy(plan.copies)
         self._cache.clear(plan.fresh_blocks)
         sequences, logits = self._compute(slices) if slices else ([], [])
-        sequences += [fork.sequence for fork in forks]
-        logits += [fork.logits_V[None] for fork in forks]
+        if forks:
+            sequences += [fork.sequence for fork in forks]
+            logits.append(torch.stack([fork.logits_V for fork in forks]))
         if sequences:
-            self._choose(sequences, torch.cat(logits))
+            self._choose(sequences, logits)
         ended, self._ended = self._ended, []
         return ended
 
@@ -141,16 +142,21 @@ class PagedSamplingEngine:
             if sequence.prompt.leader is sequence:
                 self._batcher.keep_prompt(sequence, logits_V)
 
-    def _choose(self, sequences: list[SampledSequence], logits_MV: Float[Tensor, "M V"]) -> None:
+    def _choose(self, sequences: list[SampledSequence], logits: list[Float[Tensor, "_ V"]]) -> None:
         """Append one token to every sequence; end those that are complete."""
         requests = [self._of_prompt[sequence.prompt.arrival] for sequence in sequences]
         choices = choices_of(sequences, requests)
-        logprobs_MV = tempered_logprobs(logits_MV, choices.temperature)
-        tokens_M = choose_tokens(logprobs_MV, choices)
-        chosen_M = logprobs_MV.gather(1, tokens_M[:, None])[:, 0]
-        self._add_topk(sequences, requests, logprobs_MV)
-        tokens: list[int] = tokens_M.tolist()
-        for sequence, request, token, logprob in zip(sequences, requests, tokens, chosen_M.tolist(), strict=True):
+        tokens: list[int] = []
+        logprobs: list[float] = []
+        for logits_CV in row_chunks(logits):
+            rows = slice(len(tokens), len(tokens) + logits_CV.shape[0])
+            chosen = choices.take(rows)
+            logprobs_CV = tempered_logprobs(logits_CV, chosen.temperature)
+            tokens_C = choose_tokens(logprobs_CV, chosen)
+            tokens += tokens_C.tolist()
+            logprobs += logprobs_CV.gather(1, tokens_C[:, None])[:, 0].tolist()
+            self._add_topk(sequences[rows], requests[rows], logprobs_CV)
+        for sequence, request, token, logprob in zip(sequences, requests, tokens, logprobs, strict=True):
             if self._is_live(sequence):
                 self._append(sequence, request, token, logprob)
 

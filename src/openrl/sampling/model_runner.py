@@ -12,6 +12,7 @@ from torch import Tensor
 
 from openrl.model.base_model import BaseModel
 from openrl.model.batch import Adapters, Batch, Segment
+from openrl.model.lora import merge_by_slot
 from openrl.sampling.batcher import Slice
 from openrl.sampling.kv_cache import KVCache
 from openrl.sampling.paged_attention import PagedAttention, Span
@@ -72,7 +73,7 @@ class ModelRunner:
         batch = Batch(
             token_ids_T=torch.tensor(tokens + padding, device=self._model.device),
             position_ids_T=torch.tensor(positions + padding, device=self._model.device),
-            segments=tuple(segments),
+            segments=tuple(merge_by_slot(segments)),
             attention=PagedAttention(self._cache, spans, self._model.num_heads),
             adapters=self._used_adapters(slots),
         )
@@ -88,7 +89,7 @@ class ModelRunner:
         padding = [rows[0]] * (self._model.pad_rows(len(rows)) - len(rows))
         chosen_MD = hidden_TD[torch.tensor(rows + padding, device=hidden_TD.device)]
         adapters = self._used_adapters([part.slot for part in ranges])
-        return self._model.logits(chosen_MD, adapters, tuple(segments))[: len(rows)]
+        return self._model.logits(chosen_MD, adapters, tuple(merge_by_slot(segments)))[: len(rows)]
 
     def _used_adapters(self, slots: Sequence[int]) -> Adapters | None:
         """None where all rows are the base model's: the layers then skip the adapters."""

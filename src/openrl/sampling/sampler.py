@@ -7,6 +7,7 @@ whole batch at once. Log-probabilities are of the full tempered distribution, be
 At temperature 0 the likeliest token is taken and log-probabilities are those at temperature 1.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,9 @@ from torch import Tensor
 
 PART = 512
 """Tokens summed together before the search for the sampled one narrows down."""
+
+CHUNK_BYTES = 2**22
+"""Logits taken at once on CPU: what is computed from them stays in its caches."""
 
 TINY_TEMPERATURE = 1e-2
 """Below, logits are shifted before they are divided, so that the quotient cannot overflow."""
@@ -28,6 +32,17 @@ class Choices:
     top_k: Int64[Tensor, " M"]  # 0: all
     top_p: Float64[Tensor, " M"]
     uniform: Float64[Tensor, " M"]  # in (0, 1)
+
+    def take(self, index: Tensor | slice) -> "Choices":
+        """Those of some of the rows."""
+        return Choices(self.temperature[index], self.top_k[index], self.top_p[index], self.uniform[index])
+
+
+def row_chunks(logits: Sequence[Float[Tensor, "_ V"]]) -> Iterator[Float[Tensor, "C V"]]:
+    """All rows in order, as many at once as the device likes."""
+    for logits_MV in logits:
+        whole = logits_MV.shape[0] if logits_MV.is_cuda else CHUNK_BYTES // (4 * logits_MV.shape[1])
+        yield from logits_MV.split(max(whole, 1))
 
 
 def tempered_logprobs(logits_MV: Float[Tensor, "M V"], temperature: Float32[Tensor, " M"]) -> Float[Tensor, "M V"]:
@@ -53,12 +68,8 @@ def choose_tokens(logprobs_MV: Float[Tensor, "M V"], choices: Choices) -> Int64[
         if index.numel():
             # Rows without company are the common case: no copy of [M, V] then.
             part_MV = logprobs_MV if index.numel() == rows.numel() else logprobs_MV[index.to(logprobs_MV.device)]
-            tokens_M[index.to(tokens_M.device)] = choose(part_MV, _take(choices, index))
+            tokens_M[index.to(tokens_M.device)] = choose(part_MV, choices.take(index))
     return tokens_M
-
-
-def _take(choices: Choices, index: Tensor) -> Choices:
-    return Choices(choices.temperature[index], choices.top_k[index], choices.top_p[index], choices.uniform[index])
 
 
 def _likeliest(logprobs_MV: Tensor, choices: Choices) -> Tensor:
@@ -74,9 +85,11 @@ def _from_all(logprobs_MV: Tensor, choices: Choices) -> Tensor:
     """Inverse CDF over the vocab in two levels: which part, then which token of it."""
     num_rows, vocab = logprobs_MV.shape
     weights_MV = torch.exp(logprobs_MV)
-    padded_MV = torch.nn.functional.pad(weights_MV, (0, -vocab % PART))
-    weights_MPV = padded_MV.view(num_rows, -1, PART)
-    part_sums_MP = weights_MPV.sum(-1, dtype=torch.float64)
+    if vocab % PART:
+        weights_MV = torch.nn.functional.pad(weights_MV, (0, -vocab % PART))
+    weights_MPV = weights_MV.view(num_rows, -1, PART)
+    # A sum in fp64 would turn every weight into fp64 first, at four times the cost of the draw.
+    part_sums_MP = weights_MPV.sum(-1).double()
     cumulative_MP = part_sums_MP.cumsum(-1)
     wanted_M = choices.uniform.to(logprobs_MV.device) * cumulative_MP[:, -1]
     part_M = _first_above(cumulative_MP, wanted_M)

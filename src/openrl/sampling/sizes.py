@@ -12,6 +12,9 @@ from openrl.sampling.kv_cache import bytes_per_block
 CPU_CACHE_BYTES = 2**29
 CUDA_CACHE_SHARE = 0.3
 
+CPU_IDLE_SHARE = 0.25
+"""Share of the cache that may hold prefixes nobody uses while other pages have never been written."""
+
 
 @dataclass(frozen=True, slots=True)
 class EngineSizes:
@@ -20,6 +23,7 @@ class EngineSizes:
     max_sequences: int
     prefill_tokens: int
     num_blocks: int
+    max_idle_blocks: int
     block_tokens: int
     num_adapters: int
 
@@ -33,10 +37,12 @@ def resolve_sizes(model: BaseModel, config: SamplingConfig) -> EngineSizes:
     cache_bytes = config.cache_bytes or _automatic_cache_bytes(model.device)
     if cache_bytes < block_bytes:
         raise InvalidRequest(f"sampling.cache_bytes is {cache_bytes}; one block of the KV cache needs {block_bytes}")
+    num_blocks = cache_bytes // block_bytes
     return EngineSizes(
         max_sequences=config.max_sequences or (256 if is_cuda else 32),
         prefill_tokens=config.prefill_tokens or (8192 if is_cuda else 512),
-        num_blocks=cache_bytes // block_bytes,
+        num_blocks=num_blocks,
+        max_idle_blocks=num_blocks if is_cuda else int(num_blocks * CPU_IDLE_SHARE),
         block_tokens=config.block_tokens,
         num_adapters=config.resident_adapters,
     )
