@@ -19,6 +19,7 @@ from openrl.gateway.routes import (
     archive,
     checkpoints,
     futures,
+    json_forward,
     models,
     runs,
     sampling,
@@ -78,7 +79,19 @@ def create_app(
 
 def _routes() -> tuple[Route, ...]:
     """The first match wins and each is tried in turn, so the busiest stand first."""
-    tables = (futures, sampling, training, sessions, telemetry, models, service, runs, checkpoints, archive)
+    tables = (
+        futures,
+        sampling,
+        training,
+        sessions,
+        telemetry,
+        models,
+        service,
+        runs,
+        checkpoints,
+        archive,
+        json_forward,
+    )
     return tuple(chain.from_iterable(table.ROUTES for table in tables))
 
 
