@@ -4,7 +4,7 @@ PYTHON_BIN := .venv/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 PYTEST := $(PYTHON_BIN)/python -m pytest
 
-.PHONY: demo test test-all test-cookbook check bench setup format clean
+.PHONY: demo test test-all test-cookbook test-sdk-matrix check bench setup format clean
 
 setup: .venv/.ready
 
@@ -22,6 +22,10 @@ test-all: setup  ## the slow ones too
 
 test-cookbook: setup  ## tinker-cookbook's recipes, unmodified, in a virtual environment of their own
 	$(PYTEST) -q -m slow tests/cookbook
+
+test-sdk-matrix: setup  ## SDK versions 0.18 to the newest, each in a virtual environment of its own; writes docs/sdk-versions.md
+	$(PYTEST) -q -m slow tests/sdk_matrix
+	$(PYTHON_BIN)/python -m tests.sdk_matrix.page
 
 check: setup  ## style, types, layers, sizes
 	$(PYTHON_BIN)/ruff check .
