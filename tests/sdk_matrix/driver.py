@@ -310,9 +310,7 @@ class Job:
 
     def cli_lists(self) -> Any:
         assert self.run_id in self.cli("run", "list", "--limit", "0")
-        assert self.run_id in self.cli("run", "info", self.run_id)
         assert self.state_path in self.cli("checkpoint", "list", "--run-id", self.run_id)
-        assert self.state_path in self.cli("checkpoint", "info", self.state_path)
         return True
 
     def cli_download(self) -> Any:
@@ -356,12 +354,16 @@ STEPS: tuple[Callable[[Job], Any], ...] = (
 def traits(service: Any) -> dict[str, str]:
     """How this version speaks, given this server's client/config."""
     config = service.holder._client_config
-    package = Path(tinker.__file__).parent / "proto"
-    has_encoder, has_decoder = (package / "request_conv.py").exists(), (package / "response_conv.py").exists()
+    package = Path(tinker.__file__).parent
+    has_encoder = (package / "proto" / "request_conv.py").exists() and getattr(config, "proto_write_fwdbwd", True)
+    has_decoder = (package / "proto" / "response_conv.py").exists()
+    has_forward = '"/api/v1/forward"' in (package / "resources" / "training.py").read_text()
+    is_forward_json = has_forward and not getattr(config, "fwd_via_fwdbwd", False)
     asks_first = "get_weights_info" in inspect.getsource(type(service).create_training_client_from_state)
     is_one_call = getattr(config, "create_model_via_load_weights", not asks_first)
     return {
-        "bodies": "protobuf" if has_encoder and getattr(config, "proto_write_fwdbwd", True) else "JSON",
+        "forward": "JSON" if is_forward_json else "protobuf",
+        "forward_backward": "protobuf" if has_encoder else "JSON",
         "results": "protobuf" if has_decoder else "JSON",
         "resume": "load_weights" if is_one_call else "create_model, load_weights",
     }
