@@ -4,7 +4,7 @@ PYTHON_BIN := .venv/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 PYTEST := $(PYTHON_BIN)/python -m pytest
 
-.PHONY: demo test test-all test-cookbook sdk-coverage check docs bench setup format clean
+.PHONY: demo test test-all test-cookbook test-sdk-matrix sdk-coverage check docs bench setup format clean
 
 setup: .venv/.ready
 
@@ -25,6 +25,10 @@ test-cookbook: setup  ## tinker-cookbook's recipes, unmodified, in a virtual env
 
 sdk-coverage: setup  ## run the tests of the SDK's methods and commands; write docs/sdk-coverage.md
 	PYTHONPATH=. $(PYTHON_BIN)/python scripts/sdk_coverage.py
+
+test-sdk-matrix: setup  ## SDK versions 0.18 to the newest, each in a virtual environment of its own; writes docs/sdk-versions.md
+	$(PYTEST) -q -m slow tests/sdk_matrix
+	$(PYTHON_BIN)/python -m tests.sdk_matrix.page
 
 check: setup  ## style, types, layers, sizes
 	$(PYTHON_BIN)/ruff check .

@@ -17,6 +17,7 @@ from openrl.gateway.routes import (
     archive,
     checkpoints,
     futures,
+    json_forward,
     models,
     pages,
     runs,
@@ -32,6 +33,19 @@ from openrl.store.base import Blobs, Store
 API_PREFIX = "/api/v1"
 _CACHED_ROWS = 10_000
 _CACHE_AGE_S = 10.0
+_API_TABLES = (
+    sessions,
+    training,
+    sampling,
+    futures,
+    runs,
+    checkpoints,
+    models,
+    service,
+    telemetry,
+    archive,
+    json_forward,
+)
 
 
 def create_app(
@@ -72,8 +86,7 @@ def create_app(
 
 def all_routes() -> list[tuple[str, Route]]:
     """Every endpoint with the prefix of its path."""
-    tables = (sessions, training, sampling, futures, runs, checkpoints, models, service, telemetry, archive)
-    api = [(API_PREFIX, route) for route in chain.from_iterable(table.ROUTES for table in tables)]
+    api = [(API_PREFIX, route) for route in chain.from_iterable(table.ROUTES for table in _API_TABLES)]
     probes = [("", route) for route in service.ROUTES if route.is_public]
     described = [*api, *probes, *(("", route) for route in pages.ROUTES)]
     return [*described, ("", pages.description(describe(described)))]

@@ -7,6 +7,7 @@ from starlette.responses import Response
 from openrl.errors import InvalidRequest, NotFound
 from openrl.gateway.body import read_json
 from openrl.gateway.context import Call, Route
+from openrl.gateway.json_replies import accepts_only_json, result_json
 from openrl.gateway.replies import JSON_TYPE, PROTOBUF_TYPE, json_reply
 from openrl.protocol.runs import RequestKind
 from openrl.protocol.wire import FutureRequest
@@ -39,6 +40,8 @@ async def _result(call: Call, row: RequestRow) -> Response:
             content = await asyncio.to_thread(blobs.get_payload, row.result_ref)
     except NotFound:
         return _lost(row)
+    if row.kind in _PROTOBUF_KINDS and accepts_only_json(call.request):
+        return Response(await asyncio.to_thread(result_json, row.kind, content), media_type=JSON_TYPE)
     return Response(content, media_type=PROTOBUF_TYPE if row.kind in _PROTOBUF_KINDS else JSON_TYPE)
 
 

@@ -12,6 +12,7 @@ from openrl.gateway.checkpoint_access import checkpoint_exists
 from openrl.gateway.context import Call, Route
 from openrl.gateway.metadata import check_metadata
 from openrl.gateway.replies import future_reply
+from openrl.gateway.routes.json_forward import forward_backward_from_json, is_json
 from openrl.gateway.submission import find_run, new_request, refuse, submit_json
 from openrl.protocol.codec import decode_forward_backward, decode_run_and_seq_id
 from openrl.protocol.datum import ForwardBackwardInput
@@ -26,6 +27,8 @@ _INLINE_BYTES = 2**16
 
 async def forward_backward(call: Call) -> Response:
     """Queue gradients, or only outputs, of datums."""
+    if is_json(call.request):
+        return await forward_backward_from_json(call)
     try:
         body = await read_body(call)
     except BodyTooLarge as error:

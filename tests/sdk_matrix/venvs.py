@@ -1,0 +1,45 @@
+"""The venvs that scripts/setup_sdk_matrix.sh makes: which there are, and how to run a script in one."""
+
+import os
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+VENVS = ROOT / ".venvs-sdk"
+RESULTS = VENVS / "results"
+HERE = Path(__file__).parent
+
+
+def known_versions() -> list[str]:
+    """Oldest first; the last one is the version that the others are compared with."""
+    return (HERE / "versions.txt").read_text().split()
+
+
+def newest_version() -> str:
+    """The newest on PyPI when the venvs were made."""
+    return (VENVS / "newest").read_text().strip()
+
+
+def set_up() -> None:
+    subprocess.run([ROOT / "scripts" / "setup_sdk_matrix.sh"], check=True)
+
+
+def run_script(version: str, script: str, *arguments: str, **environment: str) -> str:
+    """What the script prints, run by the venv of `version`; nothing of the server's own packages is in its path."""
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [str(VENVS / version / "bin" / "python"), str(HERE / script), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=inherited | environment,
+        timeout=280,
+    )
+    assert done.returncode == 0, f"tinker {version}: {done.stdout[-2000:]}{done.stderr[-4000:]}"
+    return done.stdout
+
+
+def changes(old: str, new: str) -> list[str]:
+    """What `new` asks of a server and `old` does not, with "+", and the other way round, with "-"."""
+    before, after = (set(run_script(version, "surface.py").splitlines()) for version in (old, new))
+    return [f"- {line}" for line in sorted(before - after)] + [f"+ {line}" for line in sorted(after - before)]
