@@ -4,7 +4,7 @@ openrl models fetch smollm2-135m-instruct
 openrl serve --model smollm2-135m-instruct    # in another terminal; paste the two lines it prints
 python examples/pig_latin_sft.py
 
-76 seconds on one CPU core. Words it has never seen, seed 0: 0 of 20 right before, 16 after.
+76 seconds on one CPU core. Right answers to 20 words it never saw, seeds 0, 1, 2: 0 before; 16, 17, 14 after.
 """
 
 import argparse
