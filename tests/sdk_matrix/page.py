@@ -49,7 +49,7 @@ NOTES = """
 * `tinker checkpoint push-hf` of 0.18 and 0.20 fails by itself, whatever the server: where it means the built-in
   `list`, it calls its own command `list`. Its check of the archive comes before and passes. Later versions upload the
   adapter to a stand-in for the hub.
-* Sessions are finished by `close()` from 0.28 on; older clients just stop their heartbeats.
+* Sessions are finished by `close()` from 0.27 on; older clients just stop their heartbeats.
 * `forward_backward_custom` and `get_tokenizer` are not in the script: they need torch and transformers, and no
   endpoint of their own.
 * A JSON body over the size limit is refused with 413 without using up its number, because the number comes last in
