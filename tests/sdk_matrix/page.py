@@ -82,8 +82,9 @@ def row(seen: dict[str, Any], reference: Steps) -> str:
 
 def page() -> str:
     versions = known_versions()
-    if newest_version() not in versions:
-        versions.append(newest_version())
+    newest = newest_version()
+    if newest not in versions and (RESULTS / f"{newest}.json").exists():
+        versions.append(newest)
     results = [json.loads((RESULTS / f"{version}.json").read_text()) for version in versions]
     reference: Steps = {}
     for seen in results[: len(known_versions())]:
@@ -91,8 +92,14 @@ def page() -> str:
     columns = ["version", "passes sent as", "results as", "resumes by", *GROUPS]
     table = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     table += [row(seen, reference) for seen in results]
-    newest = f"\nNewest on PyPI when this was written: {newest_version()}.\n"
-    return HEAD.format(reference=known_versions()[-1]) + "\n" + "\n".join(table) + "\n" + newest + NOTES
+    has_failed = "" if newest in versions else " It did not get to its end; the test says why."
+    return (
+        HEAD.format(reference=known_versions()[-1])
+        + "\n"
+        + "\n".join(table)
+        + f"\n\nNewest on PyPI when this was written: {newest}.{has_failed}\n"
+        + NOTES
+    )
 
 
 if __name__ == "__main__":
