@@ -216,6 +216,8 @@ def csr_of(crow: list[int], col: list[int], num_values: int) -> pb.SparseCsr:
         ({"dense": bytes(8), "dtype": 1, "shape": [3]}, "2 values do not fill shape [3] (3 values)"),
         ({"dense": bytes(8), "dtype": 1, "shape": [2**62, 4]}, "do not fill shape"),
         ({"dense": bytes(8), "dtype": 1, "shape": [-1, -2]}, "negative size"),
+        ({"dense": bytes(4), "dtype": 1, "shape": [1] * 65}, "65 dimensions: "),
+        ({"dense": b"", "dtype": 1, "shape": [0, 2**62, 2**62]}, "3 dimensions: "),
         ({"dense": bytes(8), "dtype": 0}, "dtype is 0; it must be"),
         ({"dense": bytes(8), "dtype": 77}, "dtype is 77; it must be"),
         ({"sparse_csr": csr_of([0, 1], [0], 1), "dtype": 1, "shape": [1]}, "2 dimensions, not shape [1]"),

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -59,6 +59,7 @@ def body(request: ForwardBackwardInput) -> str:
     return json.dumps({field: given, "model_id": request.run_id, "seq_id": request.seq_id})
 
 
+@settings(max_examples=50)
 @given(REQUESTS)
 def test_json_gives_the_arrays_that_protobuf_gives(request: ForwardBackwardInput):
     form = JsonForwardRequest if request.is_forward_only else JsonForwardBackwardRequest
@@ -95,13 +96,20 @@ def test_a_tensor_without_shape_is_a_row():
     ("tensor", "part"),
     [
         ({"data": [1], "dtype": "int64", "shape": [2]}, "1 values do not fill shape [2]"),
-        ({"data": [1], "dtype": "int64", "shape": [-1]}, "a size that is negative"),
-        ({"data": [1], "dtype": "int64", "shape": [2**70]}, "a size that is negative or too large"),
+        ({"data": [1], "dtype": "int64", "shape": [-1]}, "a negative size"),
+        ({"data": [], "dtype": "int64", "shape": [0, 2**70]}, "2 dimensions: "),
+        ({"data": [1], "dtype": "int64", "shape": [1] * 65}, "65 dimensions: "),
+        ({"data": [1e39], "dtype": "float32"}, "reach from 1e+39 to 1e+39"),
+        ({"data": [10**400], "dtype": "float32"}, "reach from 1000000000"),
         ({"data": [1], "dtype": "int64", "shape": [2**62, 4]}, "do not fill shape"),
         ({"data": [1.5], "dtype": "int64"}, "the data has fractions"),
         ({"data": [2**63], "dtype": "int64"}, "reach from 9223372036854775808"),
         ({"data": [1], "dtype": "int64", "sparse_crow_indices": [0]}, "a sparse tensor has 2 dimensions"),
         ({"data": [1], "dtype": "int64", "shape": [1, 1], "sparse_crow_indices": [0, 1]}, "come together"),
+        (
+            {"data": [], "dtype": "int64", "shape": [-1, 1], "sparse_crow_indices": [], "sparse_col_indices": []},
+            "negative",
+        ),
         (
             {"data": [1], "dtype": "int64", "shape": [1, 1], "sparse_crow_indices": [0, 1], "sparse_col_indices": [1]},
             "columns: 1",

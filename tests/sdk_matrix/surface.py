@@ -1,54 +1,43 @@
-"""Prints what an SDK asks of a server, a sorted line each; runs in the venv of any version."""
+"""What an SDK asks of a server, read from its source: it need not be importable."""
 
-import importlib
-import inspect
+import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import tinker
 
 CLIENTS = ("ServiceClient", "TrainingClient", "SamplingClient", "RestClient", "AdminClient")
 
 
-def endpoints() -> Iterator[str]:
-    for file in Path(tinker.__file__).parent.rglob("*.py"):
-        for path in re.findall(r'"/api/v1/([^"?]*)"', file.read_text()):
-            yield f"endpoint {re.sub('{[^}]*}', '{}', path)}"
-
-
-def methods() -> Iterator[str]:
-    for name in CLIENTS:
-        client = getattr(tinker, name, None)
-        if client is None:
+def surface(package: Path) -> set[str]:
+    """A line for each endpoint, public method of a client, and field of a type or message, with its default."""
+    lines: set[str] = set()
+    for file in package.rglob("*.py*"):
+        if file.suffix not in (".py", ".pyi"):
             continue
-        for method, function in inspect.getmembers(client, inspect.isfunction):
-            if not method.startswith("_") and not method.endswith("_async"):
-                yield f"method {name}.{method}({', '.join(inspect.signature(function).parameters)})"
+        text = file.read_text()
+        lines.update(f"endpoint {re.sub('{[^}]*}', '{}', path)}" for path in re.findall(r'"/api/v1/([^"?]*)"', text))
+        for node in ast.parse(text).body:
+            if isinstance(node, ast.ClassDef):
+                is_type = file.parent.name == "types" or file.suffix == ".pyi"
+                lines.update(_methods(node) if node.name in CLIENTS else _fields(node) if is_type else ())
+    return lines
 
 
-def config_flags() -> Iterator[str]:
-    module = importlib.import_module("tinker.types.client_config_response")
-    for name, field in module.ClientConfigResponse.model_fields.items():
-        yield f"client/config {name} = {field.default}"
+def changes(old: Path, new: Path) -> list[str]:
+    """What `new` asks of a server and `old` does not, with "+", and the other way round, with "-"."""
+    before, after = surface(old), surface(new)
+    return [f"- {line}" for line in sorted(before - after)] + [f"+ {line}" for line in sorted(after - before)]
 
 
-def wire_types() -> Iterator[str]:
-    for name, kind in inspect.getmembers(tinker.types, inspect.isclass):
-        fields: dict[str, Any] = getattr(kind, "model_fields", None) or getattr(kind, "__dataclass_fields__", {})
-        yield from (f"type {name}.{field}" for field in fields)
+def _methods(client: ast.ClassDef) -> Iterator[str]:
+    for node in client.body:
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+            names = [argument.arg for argument in (*node.args.args, *node.args.kwonlyargs)]
+            yield f"method {client.name}.{node.name}({', '.join(names)})"
 
 
-def messages() -> Iterator[str]:
-    try:
-        pb: Any = importlib.import_module("tinker.proto.tinker_public_pb2")
-    except ImportError:
-        return
-    for message in pb.DESCRIPTOR.message_types_by_name.values():
-        for field in message.fields:
-            yield f"protobuf {message.name}.{field.name} = {field.number}"
-
-
-if __name__ == "__main__":
-    print("\n".join(sorted({*endpoints(), *methods(), *config_flags(), *wire_types(), *messages()})))
+def _fields(kind: ast.ClassDef) -> Iterator[str]:
+    for node in kind.body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            default = "" if node.value is None else f" = {ast.unparse(node.value)}"
+            yield f"field {kind.name}.{node.target.id}: {ast.unparse(node.annotation)}{default}"

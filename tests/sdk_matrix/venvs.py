@@ -39,7 +39,7 @@ def run_script(version: str, script: str, *arguments: str, **environment: str) -
     return done.stdout
 
 
-def changes(old: str, new: str) -> list[str]:
-    """What `new` asks of a server and `old` does not, with "+", and the other way round, with "-"."""
-    before, after = (set(run_script(version, "surface.py").splitlines()) for version in (old, new))
-    return [f"- {line}" for line in sorted(before - after)] + [f"+ {line}" for line in sorted(after - before)]
+def package_of(version: str) -> Path:
+    """Where the SDK's source is."""
+    (package,) = (VENVS / version).glob("lib/python*/site-packages/tinker")
+    return package

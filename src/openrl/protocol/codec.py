@@ -117,17 +117,30 @@ def _decode_tensor(tensor: pb.Tensor, where: str) -> LossInput:
         raise BadValue(f"{where}: dtype", tensor.dtype, "1 (float32) or 2 (int64)", "wrong_dtype")
     is_float = tensor.dtype == pb.DTYPE_FLOAT32
     shape = tuple(tensor.shape)
-    if any(size < 0 for size in shape):
-        raise InvalidRequest(f"{where}: shape {list(shape)} has a negative size", "wrong_shape")
+    check_sizes(shape, where)
     if tensor.WhichOneof("encoding") == "sparse_csr":
         return _decode_sparse(tensor.sparse_csr, is_float, shape, where)
-    values = _values(tensor.dense, is_float, where)
+    return shaped(_values(tensor.dense, is_float, where), shape, where)
+
+
+def check_sizes(shape: tuple[int, ...], where: str) -> None:
+    """Raises InvalidRequest for what cannot be the size of anything."""
+    if any(size < 0 for size in shape):
+        raise InvalidRequest(f"{where}: shape {list(shape)[:8]} has a negative size", "wrong_shape")
+
+
+def shaped(values: DenseArray, shape: tuple[int, ...], where: str) -> DenseArray:
+    """`values` in `shape`, a row if that is empty; raises InvalidRequest where they disagree."""
     num_expected = _product(shape) if shape else values.size
     if num_expected != values.size:
+        told = f"{values.size} values do not fill shape {list(shape)[:8]} ({num_expected} values)"
+        raise InvalidRequest(f"{where}: {told}", "wrong_shape")
+    try:
+        return values.reshape(shape or (-1,))
+    except (ValueError, OverflowError) as error:  # more dimensions or larger ones than arrays have
         raise InvalidRequest(
-            f"{where}: {values.size} values do not fill shape {list(shape)} ({num_expected} values)", "wrong_shape"
-        )
-    return values.reshape(shape or (-1,))
+            f"{where}: shape {list(shape)[:8]}, {len(shape)} dimensions: {error}", "wrong_shape"
+        ) from None
 
 
 def _decode_sparse(csr: pb.SparseCsr, is_float: bool, shape: tuple[int, ...], where: str) -> SparseCsr:

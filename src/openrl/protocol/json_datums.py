@@ -3,18 +3,20 @@
 The arrays are those that the protobuf codec makes of the same data, to the bit: JSON carries a float32 exactly.
 """
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import numpy as np
 from pydantic import Field
 
 from openrl.errors import InvalidRequest
-from openrl.protocol.codec import check_csr
+from openrl.protocol.codec import check_csr, check_sizes, shaped
 from openrl.protocol.datum import Datum, DenseArray, ForwardBackwardInput, Int32Array, Int64Array, LossInput, SparseCsr
 from openrl.protocol.wire import Id, Prompt, TensorData, TrainingSeqId, WireModel
 
-_INT32_BOUND = 2**31
-_INT64_BOUND = 2**63
+_MAX_INT32 = 2**31 - 1
+_MAX_INT64 = 2**63 - 1
+_MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 class JsonDatum(WireModel):
@@ -77,22 +79,16 @@ def _tokens(prompt: Prompt, where: str) -> Int32Array:
                 f"{where}: model input chunk of type {chunk.type[:80]!r}; this server takes encoded_text"
             )
         tokens.extend(chunk.tokens)
-    _check_integers(tokens, _INT32_BOUND, f"{where} tokens")
+    _check_range(tokens, -_MAX_INT32 - 1, _MAX_INT32, f"{where} tokens")
     return np.asarray(tokens, np.int32)
 
 
 def _tensor(tensor: TensorData, where: str) -> LossInput:
-    shape = tensor.shape
-    if shape is not None and any(not 0 <= size < _INT64_BOUND for size in shape):
-        raise InvalidRequest(f"{where}: shape {list(shape)[:8]} has a size that is negative or too large")
     values = _values(tensor, where)
+    check_sizes(tensor.shape or (), where)
     if tensor.sparse_crow_indices is not None or tensor.sparse_col_indices is not None:
         return _sparse(tensor, values, where)
-    if shape is None:
-        return values
-    if int(np.prod(np.asarray(shape, object))) != values.size:
-        raise InvalidRequest(f"{where}: {values.size} values do not fill shape {list(shape)[:8]}")
-    return values.reshape(shape)
+    return shaped(values, tensor.shape or (), where)
 
 
 def _sparse(tensor: TensorData, values: DenseArray, where: str) -> SparseCsr:
@@ -109,8 +105,8 @@ def _sparse(tensor: TensorData, values: DenseArray, where: str) -> SparseCsr:
 
 def _values(tensor: TensorData, where: str) -> DenseArray:
     if tensor.dtype == "float32":
-        with np.errstate(over="ignore"):  # becomes infinite, which admission refuses by entry
-            return np.asarray(tensor.data, np.float64).astype(np.float32)
+        _check_range(tensor.data, -_MAX_FLOAT32, _MAX_FLOAT32, where)
+        return np.asarray(tensor.data, np.float64).astype(np.float32)
     whole = [value for value in tensor.data if isinstance(value, int)]
     if len(whole) != len(tensor.data):
         raise InvalidRequest(f"{where}: dtype is int64, but the data has fractions")
@@ -118,11 +114,12 @@ def _values(tensor: TensorData, where: str) -> DenseArray:
 
 
 def _integers(values: list[int] | tuple[int, ...], where: str) -> Int64Array:
-    _check_integers(values, _INT64_BOUND, where)
+    _check_range(values, -_MAX_INT64 - 1, _MAX_INT64, where)
     return np.asarray(values, np.int64)
 
 
-def _check_integers(values: list[int] | tuple[int, ...], bound: int, where: str) -> None:
-    if values and not -bound <= min(values) <= max(values) < bound:
+def _check_range(values: Sequence[float], low: float, high: float, where: str) -> None:
+    """Arrays cannot hold what JSON can."""
+    if values and not low <= min(values) <= max(values) <= high:
         reach = f"{str(min(values))[:24]} to {str(max(values))[:24]}"
-        raise InvalidRequest(f"{where} reach from {reach}; {-bound} to {bound - 1} is valid")
+        raise InvalidRequest(f"{where} reach from {reach}; {low} to {high} is valid")
