@@ -4,6 +4,7 @@ OpenRLError
 ├── InvalidRequest      the caller sent something wrong; the message names value and bound
 │   └── PayloadTooLarge the body is over the limit
 ├── Unauthorized        no credential, or one that is not valid
+│   └── InvalidToken    a token that was forged or has expired: exchange the key for another
 ├── NotFound            no such thing, or it belongs to another tenant
 ├── QuotaExceeded       allowed, but not now: slow down
 ├── SessionEnded        the session was finished or expired
@@ -32,6 +33,10 @@ class PayloadTooLarge(InvalidRequest):
 
 class Unauthorized(OpenRLError):
     """No credential, or one that is not valid."""
+
+
+class InvalidToken(Unauthorized):
+    """A token that was forged or has expired; clients exchange their key for another."""
 
 
 class NotFound(OpenRLError):

@@ -16,6 +16,7 @@ from openrl.gateway.context import Gateway, Hooks, Route
 from openrl.gateway.endpoint import Endpoint
 from openrl.gateway.errors import http_error_response
 from openrl.gateway.routes import (
+    api_keys,
     archive,
     checkpoints,
     futures,
@@ -23,6 +24,7 @@ from openrl.gateway.routes import (
     runs,
     sampling,
     service,
+    session_search,
     sessions,
     telemetry,
     training,
@@ -51,9 +53,9 @@ def create_app(
 ) -> FastAPI:
     """The ASGI app of one gateway process.
 
-    `signing_key` signs download links and must be the same in all gateways of one store; by default it lasts as
-    long as the process. `on_cancel` is told of samples that nobody waits for, `on_session_end` of sessions whose
-    client finished them, `is_ready` says whether work can be done.
+    `signing_key` signs download links and tokens, and must be the same in all gateways of one store; by default it
+    lasts as long as the process. `on_cancel` is told of samples that nobody waits for, `on_session_end` of sessions
+    whose client finished them, `is_ready` says whether work can be done.
     """
     gateway = Gateway(
         store=store,
@@ -79,6 +81,7 @@ def create_app(
 def _routes() -> tuple[Route, ...]:
     """The first match wins and each is tried in turn, so the busiest stand first."""
     tables = (futures, sampling, training, sessions, telemetry, models, service, runs, checkpoints, archive)
+    tables += (api_keys, session_search)
     return tuple(chain.from_iterable(table.ROUTES for table in tables))
 
 

@@ -32,7 +32,7 @@ class Gateway:
     clock: Callable[[], float]  # seconds since the epoch
     new_id: Callable[[], str]  # unguessable
     new_seed: Callable[[], int]
-    signing_key: bytes  # of download links; the same in every gateway
+    signing_key: bytes  # of download links and tokens; the same in every gateway
     hooks: Hooks
     runs: RowCache[RunRow]  # only what never changes may be read from these rows
     samplers: RowCache[SamplerRow]

@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 
 from openrl.errors import (
     InvalidRequest,
+    InvalidToken,
     NotFound,
     OpenRLError,
     PayloadTooLarge,
@@ -44,7 +45,8 @@ def status_of(error: OpenRLError) -> int:
 
 def error_response(error: OpenRLError) -> Response:
     """The error's own words under `detail`."""
-    return JSONResponse({"detail": _printable(str(error))}, status_code=status_of(error))
+    headers = {"WWW-Authenticate": 'Bearer error="invalid_token"'} if isinstance(error, InvalidToken) else None
+    return JSONResponse({"detail": _printable(str(error))}, status_code=status_of(error), headers=headers)
 
 
 async def http_error_response(_: Request, error: Exception) -> Response:
