@@ -18,6 +18,7 @@ from openrl.gateway.errors import http_error_response
 from openrl.gateway.routes import (
     api_keys,
     archive,
+    audit,
     checkpoints,
     futures,
     models,
@@ -27,9 +28,12 @@ from openrl.gateway.routes import (
     session_search,
     sessions,
     telemetry,
+    traces,
     training,
+    usage,
 )
 from openrl.gateway.row_cache import RowCache
+from openrl.gateway.trace_exports import TraceExports
 from openrl.store.base import Blobs, Store
 
 API_PREFIX = "/api/v1"
@@ -69,6 +73,7 @@ def create_app(
         hooks=Hooks(on_cancel, on_session_end, is_ready),
         runs=RowCache(_CACHED_ROWS, _CACHE_AGE_S, clock),
         samplers=RowCache(_CACHED_ROWS, _CACHE_AGE_S, clock),
+        traces=TraceExports(store, blobs),
     )
     app = FastAPI(title="OpenRL", openapi_url=None, docs_url=None, redoc_url=None)
     app.add_exception_handler(HTTPException, http_error_response)
@@ -81,7 +86,7 @@ def create_app(
 def _routes() -> tuple[Route, ...]:
     """The first match wins and each is tried in turn, so the busiest stand first."""
     tables = (futures, sampling, training, sessions, telemetry, models, service, runs, checkpoints, archive)
-    tables += (api_keys, session_search)
+    tables += (api_keys, audit, session_search, traces, usage)
     return tuple(chain.from_iterable(table.ROUTES for table in tables))
 
 
