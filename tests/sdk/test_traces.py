@@ -27,7 +27,7 @@ def work(server: LiveServer) -> tuple[str, str, str]:
         for _ in range(2):
             backward(run, batch(1))
             run.optim_step(STEP).result()
-        sampler = service.create_sampling_client(base_model="tiny")
+        sampler = service.create_sampling_client(base_model="tiny").result()
         params = types.SamplingParams(max_tokens=4, stop=[])
         for future in [sampler.sample(prompt_of(TEXT), num_samples=1, sampling_params=params) for _ in range(3)]:
             future.result()
@@ -62,7 +62,7 @@ def slices_by_track(content: bytes) -> dict[str, list[Slice]]:
                     found[names[event.track_uuid]].append((name, start, packet.timestamp, notes))
     assert not any(open_slices.values())
     num_outer = sum(map(len, found.values()))
-    assert inner == {"queued": num_outer, "running": num_outer}
+    assert (inner["queued"], inner["running"]) == (num_outer, num_outer)
     return found
 
 

@@ -38,7 +38,7 @@ def session_id(priced: LiveServer) -> str:
         for _ in range(2):
             backward(run, batch(1))
         run.save_state("kept").result()
-        sampler = service.create_sampling_client(base_model="tiny")
+        sampler = service.create_sampling_client(base_model="tiny").result()
         params = types.SamplingParams(max_tokens=3, stop=[], seed=1)
         sampler.sample(prompt_of(TEXT[:8]), num_samples=2, sampling_params=params).result()
         return run.model_id.partition(":")[0]
