@@ -10,6 +10,11 @@ from pathlib import Path
 import pytest
 import tinker
 from tinker import types
+from tinker.types.billing_usage_response import (
+    CheckpointBillingEvent,
+    SamplingPrefillBillingEvent,
+    StorageBillingEvent,
+)
 
 from tests.contracts.loops import TEXT, backward, batch, connect, new_run, prompt_of
 from tests.live_server import LiveServer, start_server
@@ -63,17 +68,18 @@ def test_usage_counts_what_ran_and_what_it_cost(priced: LiveServer, session_id: 
     for event in usage.data:
         info = event.event_info
         assert event.project_id == "metered"
-        if info.type in ("training", "sampling_sample", "sampling_prefill"):
-            kind = f"{info.type} cached" if info.type == "sampling_prefill" and info.cached else info.type
+        if isinstance(info, CheckpointBillingEvent):
+            assert (info.count, event.estimated_cost_usd) == (1, None)
+        elif isinstance(info, StorageBillingEvent):
+            assert info.gigabyte_hours > 0
+            assert event.estimated_cost_usd == pytest.approx(info.gigabyte_hours)
+        else:
+            is_cached = isinstance(info, SamplingPrefillBillingEvent) and info.cached
+            kind = f"{info.type} cached" if is_cached else info.type
             tokens[kind] = tokens.get(kind, 0) + info.token_count
             assert event.session_id == session_id
             rate = {"training": 2.0, "sampling_sample": 3.0, "sampling_prefill": 1.0}[info.type]
             assert event.estimated_cost_usd == pytest.approx(rate * info.token_count / 1e6)
-        elif info.type == "checkpoint":
-            assert (info.count, event.estimated_cost_usd) == (1, None)
-        else:
-            assert info.gigabyte_hours > 0
-            assert event.estimated_cost_usd == pytest.approx(info.gigabyte_hours)
     num_trained = 2 * sum(datum.model_input.length for datum in batch(1))
     assert tokens == {"training": num_trained, "sampling_prefill": 8, "sampling_sample": 6}
     assert usage.sessions[session_id].user_metadata == {"team": "red"}
@@ -136,7 +142,7 @@ def test_without_rates_nothing_has_a_cost(server: LiveServer, rest: tinker.RestC
 @pytest.mark.sdk("AdminClient.get_audit_log", "RestClient.get_audit_log")
 def test_the_audit_log_tells_what_was_done(priced: LiveServer, session_id: str):
     with connect(priced.url, priced.key) as service:
-        rest = service.create_rest_client()
+        rest = tinker.RestClient(base_url=priced.url, api_key=priced.key)
         run = new_run(service)
         path = run.save_state("watched").result().path
         rest.publish_checkpoint_from_tinker_path(path).result()

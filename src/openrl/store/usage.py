@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from sqlalchemy import Connection, and_, case, func, select, text
 
@@ -18,9 +18,8 @@ _ADD = text(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class UsageKey:
-    """Where an amount is added up."""
+class UsageKey(NamedTuple):
+    """Where an amount is added up; a tuple, as every request that ends is hashed by one."""
 
     tenant_id: str
     hour: int
@@ -29,18 +28,17 @@ class UsageKey:
     kind: UsageKind
 
 
-def amounts_of(row: RequestRow, end: FinishedRequest) -> dict[UsageKind, int]:
+def amounts_of(row: RequestRow, end: FinishedRequest) -> tuple[tuple[UsageKind, int], ...]:
     """What a request used; one that failed or was cancelled is not counted."""
     if end.state != "done":
-        return {}
-    amounts: dict[UsageKind, int] = {"checkpoint": int(end.checkpoint is not None)}
+        return ()
     if row.kind in ("forward", "forward_backward"):
-        amounts["training"] = end.num_tokens
-    elif row.kind == "sample":
-        amounts["prefill"] = max(end.num_tokens - end.num_sampled_tokens, 0)
-        amounts["cached_prefill"] = end.num_cached_tokens
-        amounts["sample"] = end.num_sampled_tokens
-    return {kind: amount for kind, amount in amounts.items() if amount}
+        return (("training", end.num_tokens),)
+    if row.kind == "sample":
+        prefill = max(end.num_tokens - end.num_sampled_tokens, 0)
+        sampled, cached = end.num_sampled_tokens, end.num_cached_tokens
+        return (("prefill", prefill), ("sample", sampled), ("cached_prefill", cached))
+    return (("checkpoint", 1),) if end.checkpoint is not None else ()
 
 
 def add_up(ends: Iterable[tuple[RequestRow, FinishedRequest]]) -> Counter[UsageKey]:
@@ -48,8 +46,9 @@ def add_up(ends: Iterable[tuple[RequestRow, FinishedRequest]]) -> Counter[UsageK
     amounts: Counter[UsageKey] = Counter()
     for row, end in ends:
         hour = int(end.finished_at // HOUR_S)
-        for kind, amount in amounts_of(row, end).items():
-            amounts[UsageKey(row.tenant_id, hour, row.session_id, row.base_model, kind)] += amount
+        for kind, amount in amounts_of(row, end):
+            if amount:
+                amounts[UsageKey(row.tenant_id, hour, row.session_id, row.base_model, kind)] += amount
     return amounts
 
 
@@ -59,17 +58,7 @@ def count(connection: Connection, ends: Iterable[tuple[RequestRow, FinishedReque
     if amounts:
         connection.execute(
             _ADD,
-            [
-                {
-                    "tenant_id": key.tenant_id,
-                    "hour": key.hour,
-                    "session_id": key.session_id,
-                    "base_model": key.base_model,
-                    "kind": key.kind,
-                    "amount": amount,
-                }
-                for key, amount in amounts.items()
-            ],
+            [{**key._asdict(), "amount": amount} for key, amount in amounts.items()],
         )
 
 
