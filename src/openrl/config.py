@@ -30,6 +30,21 @@ class ModelConfig(Section):
     """Directory in Hugging Face format."""
 
 
+class RatesConfig(Section):
+    """What usage costs, in US dollars; a kind without a rate has no cost."""
+
+    training: float | None = Field(default=None, ge=0)
+    """Per million tokens of forward and forward_backward."""
+    prefill: float | None = Field(default=None, ge=0)
+    """Per million prompt tokens computed while sampling."""
+    cached_prefill: float | None = Field(default=None, ge=0)
+    """Per million prompt tokens that were found computed already."""
+    sample: float | None = Field(default=None, ge=0)
+    """Per million sampled tokens."""
+    storage: float | None = Field(default=None, ge=0)
+    """Per gigabyte (10^9 bytes) of checkpoints held for 720 hours."""
+
+
 class GatewayConfig(Section):
     """The HTTP side."""
 
@@ -49,6 +64,12 @@ class GatewayConfig(Section):
     """Samples of one prompt in one request."""
     max_rank: int = Field(default=256, ge=1)
     """Largest LoRA rank a run may ask for."""
+    jwt_auth: bool = False
+    """Clients exchange their API key for short-lived tokens and send those."""
+    jwt_lifetime_s: float = Field(default=3600.0, ge=1, le=86400)
+    """How long a token is valid."""
+    rates: RatesConfig = RatesConfig()
+    """What usage costs."""
 
 
 class StoreConfig(Section):

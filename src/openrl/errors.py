@@ -5,6 +5,7 @@ OpenRLError
 │   ├── BadValue        one value is outside its bound
 │   └── PayloadTooLarge the body is over the limit
 ├── Unauthorized        no credential, or one that is not valid
+│   └── InvalidToken    a token that was forged or has expired: exchange the key for another
 ├── NotFound            no such thing, or it belongs to another tenant
 ├── QuotaExceeded       allowed, but not now: slow down
 ├── SessionEnded        the session was finished or expired
@@ -89,6 +90,10 @@ class Unauthorized(OpenRLError):
     """No credential, or one that is not valid."""
 
     code = "unauthorized"
+
+
+class InvalidToken(Unauthorized):
+    """A token that was forged or has expired; clients exchange their key for another."""
 
 
 class NotFound(OpenRLError):

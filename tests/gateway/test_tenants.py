@@ -64,6 +64,8 @@ def json_calls(owned: Owned) -> list[tuple[str, str, dict[str, Any] | None]]:
         ("PUT", f"{at}/sampler_weights/s/ttl", {"ttl_seconds": 3600}),
         ("GET", f"{at}/sampler_weights/s/archive", None),
         ("POST", "weights_info", {"tinker_path": path}),
+        ("PUT", f"sessions/{owned.session_id}/project", {"project_id": "mine"}),
+        ("GET", f"sessions/{owned.session_id}/trace_export", None),
     ]
 
 

@@ -49,6 +49,15 @@ async def have_first_key(store: Store, key_file: Path, now: float) -> str:
     return key
 
 
+async def have_secret(secret_file: Path) -> bytes:
+    """The secret in the file, made on the first start; only its owner may read the file."""
+    found = await asyncio.to_thread(_read, secret_file)
+    if found is None:
+        found = secrets.token_hex(32)
+        await asyncio.to_thread(_write, secret_file, found)
+    return bytes.fromhex(found)
+
+
 def _read(key_file: Path) -> str | None:
     return key_file.read_text().strip() if key_file.is_file() else None
 

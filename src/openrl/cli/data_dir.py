@@ -36,6 +36,11 @@ class DataDir:
         return self.root / "key"
 
     @property
+    def secret_file(self) -> Path:
+        """What download links and tokens are signed with."""
+        return self.root / "secret"
+
+    @property
     def models(self) -> Path:
         """Models by name, beside those of the user's cache."""
         return self.root / "models"

@@ -9,6 +9,7 @@ import openrl
 from openrl.cli.doctor import doctor
 from openrl.cli.keys import keys_app
 from openrl.cli.models import models_app
+from openrl.cli.projects import projects
 from openrl.cli.runs import runs
 from openrl.cli.serve import serve
 from openrl.errors import OpenRLError
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 app.command()(serve)
 app.command()(runs)
+app.command()(projects)
 app.command()(doctor)
 app.add_typer(keys_app, name="keys")
 app.add_typer(models_app, name="models")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from openrl.catalog import Catalog
 from openrl.cli.announcement import Announcement, Starting
-from openrl.cli.credentials import have_first_key
+from openrl.cli.credentials import have_first_key, have_secret
 from openrl.cli.data_dir import DataDir, open_store
 from openrl.cli.http_server import bind, create_http_server, url_of
 from openrl.cli.interpreter import settle_interpreter
@@ -58,7 +58,8 @@ async def run_server(config: Config, options: ServeOptions) -> None:
             key = await have_first_key(store, data_dir.key_file, time.time())
             announcement = Announcement(url_of(listener), key, tuple(model.name for model in catalog.all()))
             try:
-                await Server(config, options, store, blobs, catalog).run(listener, announcement, stop)
+                signing_key = await have_secret(data_dir.secret_file)
+                await Server(config, options, store, blobs, catalog, signing_key).run(listener, announcement, stop)
             except* OpenRLError as group:
                 raise _first(group) from None
 
@@ -66,7 +67,15 @@ async def run_server(config: Config, options: ServeOptions) -> None:
 class Server:
     """The parts that run together; built inside the event loop that runs them."""
 
-    def __init__(self, config: Config, options: ServeOptions, store: Store, blobs: Blobs, catalog: Catalog) -> None:
+    def __init__(
+        self,
+        config: Config,
+        options: ServeOptions,
+        store: Store,
+        blobs: Blobs,
+        catalog: Catalog,
+        signing_key: bytes,
+    ) -> None:
         self._config = config
         self._options = options
         self._is_stopping = False
@@ -78,6 +87,7 @@ class Server:
             blobs,
             catalog,
             config.gateway,
+            signing_key=signing_key,
             on_cancel=self._scheduler.request_cancelled,
             on_session_end=self._scheduler.session_ended,
             is_ready=lambda: self._scheduler.is_ready() and not self._is_stopping,

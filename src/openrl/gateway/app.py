@@ -14,7 +14,9 @@ from openrl.gateway.context import Gateway, Hooks, Route
 from openrl.gateway.openapi import describe
 from openrl.gateway.router import Router
 from openrl.gateway.routes import (
+    api_keys,
     archive,
+    audit,
     checkpoints,
     futures,
     json_forward,
@@ -23,11 +25,15 @@ from openrl.gateway.routes import (
     runs,
     sampling,
     service,
+    session_search,
     sessions,
     telemetry,
+    traces,
     training,
+    usage,
 )
 from openrl.gateway.row_cache import RowCache
+from openrl.gateway.trace_exports import TraceExports
 from openrl.store.base import Blobs, Store
 
 API_PREFIX = "/api/v1"
@@ -45,6 +51,11 @@ _API_TABLES = (
     telemetry,
     archive,
     json_forward,
+    api_keys,
+    audit,
+    session_search,
+    traces,
+    usage,
 )
 
 
@@ -64,9 +75,9 @@ def create_app(
 ) -> ASGIApp:
     """The ASGI app of one gateway process.
 
-    `signing_key` signs download links and must be the same in all gateways of one store; by default it lasts as
-    long as the process. `on_cancel` is told of samples that nobody waits for, `on_session_end` of sessions whose
-    client finished them, `is_ready` says whether work can be done.
+    `signing_key` signs download links and tokens, and must be the same in all gateways of one store; by default it
+    lasts as long as the process. `on_cancel` is told of samples that nobody waits for, `on_session_end` of sessions
+    whose client finished them, `is_ready` says whether work can be done.
     """
     gateway = Gateway(
         store=store,
@@ -80,6 +91,7 @@ def create_app(
         hooks=Hooks(on_cancel, on_session_end, is_ready),
         runs=RowCache(_CACHED_ROWS, _CACHE_AGE_S, clock),
         samplers=RowCache(_CACHED_ROWS, _CACHE_AGE_S, clock),
+        traces=TraceExports(store, blobs),
     )
     return Router(gateway, all_routes())
 

@@ -19,7 +19,7 @@ async def find_checkpoint(call: Call, path: str, access_token: str | None = None
     """The tenant's own, a public one, or one that the owner of `access_token` can read. Raises NotFound."""
     address = parse_checkpoint_path(path)
     store = call.gateway.store
-    reader = call.tenant_id if access_token is None else await tenant_of(access_token, store)
+    reader = call.tenant_id if access_token is None else await tenant_of(access_token, call.gateway)
     try:
         return await store.get_checkpoint(reader, address.run_id, address.kind, address.name)
     except NotFound:

@@ -10,6 +10,7 @@ from starlette.responses import Response
 from openrl.catalog import Catalog
 from openrl.config import GatewayConfig
 from openrl.gateway.row_cache import RowCache
+from openrl.gateway.trace_exports import TraceExports
 from openrl.store.base import Blobs, RunRow, SamplerRow, Store
 
 
@@ -33,10 +34,11 @@ class Gateway:
     clock: Callable[[], float]  # seconds since the epoch
     new_id: Callable[[], str]  # unguessable
     new_seed: Callable[[], int]
-    signing_key: bytes  # of download links; the same in every gateway
+    signing_key: bytes  # of download links and tokens; the same in every gateway
     hooks: Hooks
     runs: RowCache[RunRow]  # only what never changes may be read from these rows
     samplers: RowCache[SamplerRow]
+    traces: TraceExports
 
 
 @dataclass(frozen=True, slots=True)

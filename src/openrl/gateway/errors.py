@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, Response
 from openrl.errors import (
     ErrorCode,
     InvalidRequest,
+    InvalidToken,
     NotFound,
     OpenRLError,
     PayloadTooLarge,
@@ -51,7 +52,8 @@ def error_response(request: Request, error: OpenRLError) -> Response:
     content = {"detail": _printable(str(error)), "code": error.code, "docs": link(str(request.base_url), error.code)}
     if error.bound is not None:
         content |= {"value": _shown(error.value), "bound": _printable(error.bound)}
-    return JSONResponse(content, status_code=status_of(error))
+    headers = {"WWW-Authenticate": 'Bearer error="invalid_token"'} if isinstance(error, InvalidToken) else None
+    return JSONResponse(content, status_code=status_of(error), headers=headers)
 
 
 async def http_error_response(request: Request, error: Exception) -> Response:

@@ -1,11 +1,15 @@
 """Reads query parameters within bounds."""
 
+from pydantic import TypeAdapter, ValidationError
 from starlette.requests import Request
 
 from openrl.errors import BadValue
+from openrl.gateway.errors import describe_validation
+from openrl.protocol.wire import ProjectId
 
 MAX_PAGE = 1000
 MAX_OFFSET = 2**31 - 1
+_PROJECT_ID: TypeAdapter[str] = TypeAdapter(ProjectId)
 
 
 def read_page(request: Request, default_limit: int) -> tuple[int, int]:
@@ -21,3 +25,19 @@ def _integer(request: Request, name: str, default: int, low: int, high: int) -> 
     if not is_number or not low <= int(text) <= high:
         raise BadValue(name, text[:40], f"a whole number between {low} and {high}")
     return int(text)
+
+
+def read_project(request: Request) -> str | None:
+    """The project that a listing is restricted to, if any; raises InvalidRequest for what is no project's id."""
+    text = request.query_params.get("project_id")
+    try:
+        return None if text is None else _PROJECT_ID.validate_python(text)
+    except ValidationError as error:
+        raise describe_validation(error) from None
+
+
+def check_access_scope(request: Request) -> None:
+    """Refuse unknown scopes; the known ones agree here, as a tenant has access to what it owns."""
+    scope = request.query_params.get("access_scope", "owned")
+    if scope not in ("owned", "accessible"):
+        raise BadValue("access_scope", scope[:40], "one of owned, accessible")

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 
 from starlette.responses import Response
 
+from openrl.protocol.metadata import show_metadata
 from openrl.protocol.paths import CheckpointPath
 from openrl.protocol.runs import CheckpointKind
 from openrl.store.base import CheckpointRow, Json, Page, RequestRow, RunRow
@@ -40,13 +41,6 @@ def future_reply(row: RequestRow) -> Response:
 def show_time(seconds: float) -> str:
     """RFC 3339 in UTC."""
     return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
-
-
-def show_metadata(metadata: Json | None) -> dict[str, str] | None:
-    """Clients may send any JSON but accept text only."""
-    if metadata is None:
-        return None
-    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
 
 
 def show_cursor(page: Page[RunRow] | Page[CheckpointRow], limit: int, offset: int) -> Json:

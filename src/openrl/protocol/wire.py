@@ -9,6 +9,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 Id = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[^\x00]*$")]
+ProjectId = Annotated[
+    str, StringConstraints(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_][A-Za-z0-9._:@+~-]*$")
+]
 ShortText = Annotated[str, StringConstraints(max_length=4096, pattern=r"^[^\x00]*$")]
 Counter = Annotated[int, Field(ge=0, le=2**31 - 1)]
 TrainingSeqId = Annotated[int, Field(ge=1, le=2**31 - 1)]
@@ -43,7 +46,7 @@ class CreateSessionRequest(WireModel):
     tags: Annotated[tuple[ShortText, ...], Field(fail_fast=True, max_length=256)] = ()
     user_metadata: dict[str, Any] | None = None
     sdk_version: ShortText = ""
-    project_id: Id | None = None
+    project_id: ProjectId | None = None
     display_name: ShortText | None = None
 
 

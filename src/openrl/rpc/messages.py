@@ -103,7 +103,10 @@ class Outcome:
     category: ErrorCategory = "unknown"
     checkpoint: SavedCheckpoint | None = None
     num_tokens: int = 0
+    num_sampled_tokens: int = 0
+    num_cached_tokens: int = 0
     busy_s: float = 0.0  # device seconds, shared out by tokens where requests were packed
+    wall_s: float = 0.0  # from the start of its execution to its end
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,10 @@ def finished_request(finish: Finish, now: float) -> FinishedRequest:
         checkpoint=checkpoint_row(saved, finish.request, now) if saved is not None and saved.name else None,
         sampler=sampler_row(saved, finish, now) if saved is not None and saved.sampler_id else None,
         num_tokens=outcome.num_tokens,
+        num_sampled_tokens=outcome.num_sampled_tokens,
+        num_cached_tokens=outcome.num_cached_tokens,
         busy_s=outcome.busy_s,
+        wall_s=outcome.wall_s,
     )
 
 

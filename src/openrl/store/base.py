@@ -17,6 +17,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from openrl.errors import ErrorCategory
 from openrl.protocol.runs import CheckpointKind, RequestKind, RunSpec
+from openrl.store.ledger import DEFAULT_PROJECT, Ledger
 
 RequestState = Literal["queued", "done", "failed", "cancelled"]
 SessionState = Literal["active", "finished", "expired"]
@@ -56,7 +57,7 @@ class SessionRow:
     tags: tuple[str, ...] = ()
     user_metadata: Json | None = None
     display_name: str | None = None
-    project_id: str | None = None
+    project_id: str = DEFAULT_PROJECT
     state: SessionState = "active"
     end_reason: str | None = None
     idempotency_key: str | None = None
@@ -149,8 +150,11 @@ class FinishedRequest:
     category: ErrorCategory = "unknown"
     checkpoint: CheckpointRow | None = None  # replaces one of the same key
     sampler: SamplerRow | None = None
-    num_tokens: int = 0
+    num_tokens: int = 0  # what passed through the model: prompts that were not cached, and what was generated
+    num_sampled_tokens: int = 0
+    num_cached_tokens: int = 0  # of prompts, found computed already
     busy_s: float = 0.0
+    wall_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +167,11 @@ class Page(Generic[T]):
 
 class Store(Protocol):
     """See the module docstring for what holds for every method."""
+
+    @property
+    def ledger(self) -> Ledger:
+        """Projects, usage, the audit log, searches: written along with the rows they are about."""
+        ...
 
     async def close(self) -> None: ...
 
@@ -177,7 +186,10 @@ class Store(Protocol):
         ...
 
     # -- sessions
-    async def create_session(self, session: SessionRow) -> SessionRow: ...
+    async def create_session(self, session: SessionRow) -> SessionRow:
+        """Its project comes into being if this is the first that is heard of it."""
+        ...
+
     async def get_session(self, tenant_id: str, session_id: str) -> SessionRow: ...
     async def list_sessions(self, tenant_id: str, limit: int, offset: int) -> Page[SessionRow]: ...
     async def heartbeat(self, tenant_id: str, session_id: str, now: float) -> None:
@@ -198,7 +210,9 @@ class Store(Protocol):
         ...
 
     async def get_run(self, tenant_id: str, run_id: str) -> RunRow: ...
-    async def list_runs(self, tenant_id: str, limit: int, offset: int) -> Page[RunRow]: ...
+    async def list_runs(
+        self, tenant_id: str, limit: int, offset: int, project_id: str | None = None
+    ) -> Page[RunRow]: ...
     async def runs_of_session(self, tenant_id: str, session_id: str) -> tuple[RunRow, ...]: ...
     async def live_runs(self) -> tuple[RunRow, ...]:
         """Runs of all tenants that are not closed."""

@@ -4,16 +4,22 @@ from typing import Any, Literal
 
 from sqlalchemy import ColumnElement, Connection, and_, delete, func, or_, select, update
 
+from openrl.protocol.paths import CheckpointPath
 from openrl.protocol.runs import CheckpointKind
+from openrl.store import audit, usage
 from openrl.store.base import CheckpointRow, Page
+from openrl.store.ledger import AuditEntry
 from openrl.store.rows import one_row, plain_values, rows_of, select_rows
 from openrl.store.schema import checkpoints
 
 
 def put_checkpoint(connection: Connection, checkpoint: CheckpointRow) -> None:
     """Insert a checkpoint in place of one with the same run, kind and name."""
-    connection.execute(delete(checkpoints).where(_is(checkpoint.run_id, checkpoint.kind, checkpoint.name)))
+    at = _is(checkpoint.run_id, checkpoint.kind, checkpoint.name)
+    for old in rows_of(connection, CheckpointRow, select_rows(CheckpointRow).where(at)):
+        _remove(connection, old, checkpoint.created_at)
     connection.execute(checkpoints.insert(), plain_values(checkpoint))
+    audit.record(connection, checkpoint.tenant_id, checkpoint_entry(checkpoint, "save", checkpoint.created_at))
 
 
 def get_checkpoint(
@@ -54,11 +60,12 @@ def expired_checkpoints(connection: Connection, now: float) -> tuple[CheckpointR
 
 
 def delete_checkpoint(
-    connection: Connection, tenant_id: str, run_id: str, kind: CheckpointKind, name: str
+    connection: Connection, tenant_id: str, run_id: str, kind: CheckpointKind, name: str, now: float
 ) -> CheckpointRow:
     """Remove the tenant's own, expired or not."""
     found = _owned(connection, tenant_id, run_id, kind, name)
-    connection.execute(delete(checkpoints).where(_is(run_id, kind, name)))
+    _remove(connection, found, now)
+    audit.record(connection, tenant_id, checkpoint_entry(found, end_action(found, now), now))
     return found
 
 
@@ -81,7 +88,39 @@ def update_checkpoint(
         changes["expires_at"] = None if expires_at == "never" else expires_at
     if changes:
         connection.execute(update(checkpoints).where(_is(run_id, kind, name)).values(changes))
-    return _owned(connection, tenant_id, run_id, kind, name)
+    changed = _owned(connection, tenant_id, run_id, kind, name)
+    for entry in change_entries(changed, is_public, expires_at, now):
+        audit.record(connection, tenant_id, entry)
+    return changed
+
+
+def checkpoint_entry(row: CheckpointRow, action: str, now: float, **details: Any) -> AuditEntry:
+    """What the audit log says when something is done to a checkpoint."""
+    path = str(CheckpointPath(row.run_id, row.kind, row.name))
+    about = {"training_run_id": row.run_id, "tinker_path": path, "size_bytes": row.size_bytes, **details}
+    return AuditEntry(now, "checkpoints", f"checkpoint_{action}", about)
+
+
+def end_action(row: CheckpointRow, now: float) -> str:
+    """Whether a checkpoint that goes was deleted, or its time was over."""
+    return "expire" if row.expires_at is not None and row.expires_at <= now else "delete"
+
+
+def change_entries(
+    row: CheckpointRow, is_public: bool | None, expires_at: float | Literal["never"] | None, now: float
+) -> list[AuditEntry]:
+    """One entry for each thing that was changed."""
+    entries: list[AuditEntry] = []
+    if is_public is not None:
+        entries.append(checkpoint_entry(row, "publish" if is_public else "unpublish", now))
+    if expires_at is not None:
+        entries.append(checkpoint_entry(row, "ttl_set", now, expires_at=row.expires_at))
+    return entries
+
+
+def _remove(connection: Connection, row: CheckpointRow, now: float) -> None:
+    connection.execute(delete(checkpoints).where(_is(row.run_id, row.kind, row.name)))
+    usage.note_end_of_storage(connection, row, now)
 
 
 def _owned(

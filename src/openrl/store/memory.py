@@ -21,28 +21,28 @@ from openrl.store.base import (
     SessionState,
     TenantRow,
 )
+from openrl.store.ledger import Ledger
 from openrl.store.memory_blobs import MemoryBlobs
+from openrl.store.memory_ledger import MemoryLedger
 
 T = TypeVar("T")
-CheckpointId = tuple[str, CheckpointKind, str]
 
 
-class MemoryStore:
+class MemoryStore(MemoryLedger):
     """`Store` in memory: the same answers as `SqlStore`, nothing survives a restart."""
 
     def __init__(self, blobs: Blobs | None = None, clock: Callable[[], float] = time.time) -> None:
         self._blobs: Blobs = MemoryBlobs() if blobs is None else blobs
-        self._clock = clock
+        super().__init__(clock)
         self._tenants: dict[str, TenantRow] = {}
         self._keys: dict[str, ApiKeyRow] = {}
-        self._sessions: dict[str, SessionRow] = {}
-        self._runs: dict[str, RunRow] = {}
-        self._samplers: dict[str, SamplerRow] = {}
-        self._requests: dict[str, RequestRow] = {}  # in order of position
-        self._checkpoints: dict[CheckpointId, CheckpointRow] = {}
         self._listeners: list[asyncio.Queue[Sequence[RequestRow] | None]] = []
         self._changed = asyncio.Condition()
         self._is_closed = False
+
+    @property
+    def ledger(self) -> Ledger:
+        return self
 
     async def close(self) -> None:
         self._is_closed = True
@@ -58,6 +58,8 @@ class MemoryStore:
         return tuple(sorted(self._tenants.values(), key=lambda row: (row.created_at, row.tenant_id)))
 
     async def add_api_key(self, key: ApiKeyRow) -> None:
+        if key.key_hash not in self._keys:
+            self._note_key(key, "create", key.created_at)
         if self._keys.setdefault(key.key_hash, key).tenant_id != key.tenant_id:
             raise InvalidRequest("this API key belongs to another tenant")
 
@@ -69,6 +71,7 @@ class MemoryStore:
         key = _found(self._keys.get(key_hash), "this API key")
         if key.revoked_at is None:
             self._keys[key_hash] = replace(key, revoked_at=now)
+            self._note_key(key, "revoke", now)
 
     async def tenant_of_key(self, key_hash: str) -> str:
         key = self._keys.get(key_hash)
@@ -81,7 +84,9 @@ class MemoryStore:
         for row in self._sessions.values():
             if session.idempotency_key is not None and _retry_of_session(row) == _retry_of_session(session):
                 return row
-        return _insert(self._sessions, session.session_id, session)
+        stored = _insert(self._sessions, session.session_id, session)
+        self._note_project(session.tenant_id, session.project_id, session.created_at)
+        return stored
 
     async def get_session(self, tenant_id: str, session_id: str) -> SessionRow:
         return _owned(self._sessions.get(session_id), tenant_id, f"session {session_id!r}")
@@ -124,8 +129,9 @@ class MemoryStore:
             raise NotFound(f"training run {run_id!r} does not exist")
         return run
 
-    async def list_runs(self, tenant_id: str, limit: int, offset: int) -> Page[RunRow]:
+    async def list_runs(self, tenant_id: str, limit: int, offset: int, project_id: str | None = None) -> Page[RunRow]:
         owned = [row for row in self._runs.values() if row.spec.tenant_id == tenant_id]
+        owned = [row for row in owned if project_id in (None, self._project_of(row.session_id))]
         owned.sort(key=lambda row: (row.created_at, row.spec.run_id), reverse=True)
         return Page(tuple(owned[offset : offset + limit]), len(owned))
 
@@ -205,13 +211,20 @@ class MemoryStore:
         for item in finished:
             _found(self._requests.get(item.request_id), f"request {item.request_id!r}")
         before = dict(self._requests), dict(self._checkpoints), dict(self._samplers)
+        replaced = dict(self._checkpoints)
+        ended: list[FinishedRequest] = []
         try:
             for item in finished:
                 if self._requests[item.request_id].state == "queued":
                     await self._finish_one(item)
+                    ended.append(item)
         except InvalidRequest:
             self._requests, self._checkpoints, self._samplers = before
             raise
+        for row in (item.checkpoint for item in ended if item.checkpoint is not None):
+            if (old := replaced.get((row.run_id, row.kind, row.name))) is not None:
+                self._note_removed(old, row.created_at)
+        self._note_ends(ended)
         await self._notify()
 
     async def run_log(self, run_id: str, after_seq_id: int) -> tuple[RequestRow, ...]:
@@ -259,7 +272,9 @@ class MemoryStore:
     async def delete_checkpoint(self, tenant_id: str, run_id: str, kind: CheckpointKind, name: str) -> CheckpointRow:
         row = self._checkpoints.get((run_id, kind, name))
         _owned(row, tenant_id, f"checkpoint {kind}/{name} of training run {run_id!r}")
-        return self._checkpoints.pop((run_id, kind, name))
+        removed = self._checkpoints.pop((run_id, kind, name))
+        self._note_deleted(removed)
+        return removed
 
     async def update_checkpoint(
         self,
@@ -278,6 +293,7 @@ class MemoryStore:
         if expires_at is not None:
             row = replace(row, expires_at=None if expires_at == "never" else expires_at)
         self._checkpoints[run_id, kind, name] = row
+        self._note_changed(row, is_public, expires_at)
         return row
 
     def _check_new(self, request: RequestRow) -> None:

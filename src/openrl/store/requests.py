@@ -8,7 +8,7 @@ from sqlalchemy import Connection, bindparam, func, select, update
 
 from openrl.errors import NotFound, SessionEnded
 from openrl.protocol.runs import STATE_CHANGING_KINDS
-from openrl.store import checkpoints, samplers
+from openrl.store import checkpoints, samplers, usage
 from openrl.store.base import FinishedRequest, RequestRow, RunRow
 from openrl.store.rows import one_row, request_values, rows_of, select_rows
 from openrl.store.runs import any_run
@@ -18,7 +18,8 @@ FINISH = (
     update(requests)
     .where(requests.c.request_id == bindparam("id"))
     .values({name: bindparam(name) for name in ("state", "result_ref", "error", "category", "finished_at")})
-    .values(used_tokens=bindparam("used_tokens"), busy_s=bindparam("busy_s"))
+    .values(used_tokens=bindparam("used_tokens"), busy_s=bindparam("busy_s"), wall_s=bindparam("wall"))
+    .values(sampled_tokens=bindparam("sampled"), cached_tokens=bindparam("cached"))
 )
 TOUCH_RUN = (
     update(runs)
@@ -93,6 +94,7 @@ def finish_requests(connection: Connection, calls: Sequence[Sequence[FinishedReq
             continue
         answers.append(Ended(tuple(_end(call, stored, effective))))
     _write_ends(connection, effective)
+    usage.count(connection, ((stored[item.request_id], item) for item in effective))
     return answers
 
 
@@ -191,4 +193,7 @@ def _end_values(item: FinishedRequest) -> dict[str, Any]:
         "finished_at": item.finished_at,
         "used_tokens": item.num_tokens,
         "busy_s": item.busy_s,
+        "wall": item.wall_s,
+        "sampled": item.num_sampled_tokens,
+        "cached": item.num_cached_tokens,
     }

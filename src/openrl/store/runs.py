@@ -5,7 +5,7 @@ from sqlalchemy import Connection, func, select, update
 from openrl.errors import NotFound
 from openrl.store.base import Page, RunRow
 from openrl.store.rows import first_row, one_row, rows_of, run_values, select_rows
-from openrl.store.schema import runs
+from openrl.store.schema import runs, sessions
 
 
 def repeated_run(connection: Connection, run: RunRow) -> RunRow | None:
@@ -34,9 +34,14 @@ def any_run(connection: Connection, run_id: str) -> RunRow:
     return one_row(connection, RunRow, select_rows(RunRow).where(runs.c.run_id == run_id), f"training run {run_id!r}")
 
 
-def list_runs(connection: Connection, tenant_id: str, limit: int, offset: int) -> Page[RunRow]:
-    """Runs of a tenant, newest first."""
+def list_runs(connection: Connection, tenant_id: str, limit: int, offset: int, project_id: str | None) -> Page[RunRow]:
+    """Runs of a tenant, newest first; of one project if it is named."""
     owned = runs.c.tenant_id == tenant_id
+    if project_id is not None:
+        members = select(sessions.c.session_id).where(
+            sessions.c.tenant_id == tenant_id, sessions.c.project_id == project_id
+        )
+        owned &= runs.c.session_id.in_(members)
     newest = select_rows(RunRow).where(owned).order_by(runs.c.created_at.desc(), runs.c.run_id.desc())
     count = connection.scalar(select(func.count()).select_from(runs).where(owned)) or 0
     return Page(rows_of(connection, RunRow, newest.limit(limit).offset(offset)), count)

@@ -130,6 +130,9 @@ requests = Table(
     Column("finished_at", Double),
     Column("used_tokens", BigInteger, nullable=False, server_default="0"),  # as the worker counted them
     Column("busy_s", Double, nullable=False, server_default="0"),
+    Column("wall_s", Double, nullable=False, server_default="0"),  # from the start of the execution to its end
+    Column("sampled_tokens", BigInteger, nullable=False, server_default="0"),
+    Column("cached_tokens", BigInteger, nullable=False, server_default="0"),
     UniqueConstraint("request_id", name="uq_requests_id"),
     UniqueConstraint("dedupe_key", "tenant_id", name="uq_requests_retry"),
     # Partial indexes: each holds only the rows that its query can want, so old rows cost nothing.
@@ -154,4 +157,47 @@ checkpoints = Table(
     Column("user_metadata", OPTIONAL_JSON),
     Index("ix_checkpoints_listing", "tenant_id", "created_at"),
     Index("ix_checkpoints_expiry", "expires_at"),
+)
+
+projects = Table(
+    "projects",
+    metadata,
+    Column("tenant_id", String, primary_key=True),
+    Column("project_id", String, primary_key=True),
+    Column("created_at", Double, nullable=False),
+)
+
+usage = Table(  # survives the requests it was counted from
+    "usage",
+    metadata,
+    Column("tenant_id", String, primary_key=True),
+    Column("hour", BigInteger, primary_key=True, autoincrement=False),  # since the epoch
+    Column("session_id", String, primary_key=True),
+    Column("base_model", String, primary_key=True),
+    Column("kind", String, primary_key=True),
+    Column("amount", BigInteger, nullable=False),
+)
+
+past_checkpoints = Table(  # what deleted and replaced checkpoints held, and for how long
+    "past_checkpoints",
+    metadata,
+    Column("entry_id", POSITION, primary_key=True),
+    Column("tenant_id", String, nullable=False),
+    Column("run_id", String, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("ended_at", Double, nullable=False),
+    Index("ix_past_checkpoints_listing", "tenant_id", "ended_at"),
+)
+
+audit_log = Table(
+    "audit_log",
+    metadata,
+    Column("entry_id", POSITION, primary_key=True),
+    Column("tenant_id", String, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("category", String, nullable=False),
+    Column("event", String, nullable=False),
+    Column("details", JSON, nullable=False),
+    Index("ix_audit_log_listing", "tenant_id", "created_at"),
 )

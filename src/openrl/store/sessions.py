@@ -3,6 +3,7 @@
 from sqlalchemy import Connection, func, select, update
 
 from openrl.errors import SessionEnded
+from openrl.store import projects
 from openrl.store.base import Page, SessionRow, SessionState
 from openrl.store.rows import first_row, one_row, rows_of, select_rows, session_values
 from openrl.store.schema import sessions
@@ -13,6 +14,7 @@ def create_session(connection: Connection, session: SessionRow) -> SessionRow:
     found = _repeated(connection, session)
     if found is not None:
         return found
+    projects.have_project(connection, session.tenant_id, session.project_id, session.created_at)
     connection.execute(sessions.insert(), session_values(session))
     return session
 

@@ -30,6 +30,8 @@ from openrl.store.board import RequestBoard
 from openrl.store.engines import NUM_READERS, Engines, open_engines
 from openrl.store.group import Change, Committed, CreateRun, Enqueue, Finish, Write
 from openrl.store.keys import KeyCache
+from openrl.store.ledger import Ledger
+from openrl.store.sql_ledger import SqlLedger
 from openrl.store.writer import GroupWriter
 
 T = TypeVar("T")
@@ -58,6 +60,11 @@ class SqlStore:
         self._writer = GroupWriter(engines.writer, blobs, self._publish)
         self._readers = ThreadPoolExecutor(NUM_READERS, thread_name_prefix="store-reader")
         self._is_closed = False
+        self._ledger = SqlLedger(self._read, self._change, clock)
+
+    @property
+    def ledger(self) -> Ledger:
+        return self._ledger
 
     async def close(self) -> None:
         if self._is_closed:
@@ -120,8 +127,8 @@ class SqlStore:
     async def get_run(self, tenant_id: str, run_id: str) -> RunRow:
         return await self._read(runs.get_run, tenant_id, run_id)
 
-    async def list_runs(self, tenant_id: str, limit: int, offset: int) -> Page[RunRow]:
-        return await self._read(runs.list_runs, tenant_id, limit, offset)
+    async def list_runs(self, tenant_id: str, limit: int, offset: int, project_id: str | None = None) -> Page[RunRow]:
+        return await self._read(runs.list_runs, tenant_id, limit, offset, project_id)
 
     async def runs_of_session(self, tenant_id: str, session_id: str) -> tuple[RunRow, ...]:
         return await self._read(runs.runs_of_session, tenant_id, session_id)
@@ -208,7 +215,7 @@ class SqlStore:
         return await self._read(checkpoints.expired_checkpoints, now)
 
     async def delete_checkpoint(self, tenant_id: str, run_id: str, kind: CheckpointKind, name: str) -> CheckpointRow:
-        return await self._change(checkpoints.delete_checkpoint, tenant_id, run_id, kind, name)
+        return await self._change(checkpoints.delete_checkpoint, tenant_id, run_id, kind, name, self._clock())
 
     async def update_checkpoint(
         self,

@@ -3,9 +3,18 @@
 from sqlalchemy import Connection, select, update
 
 from openrl.errors import InvalidRequest, NotFound, Unauthorized
+from openrl.store import audit
 from openrl.store.base import ApiKeyRow, TenantRow
+from openrl.store.ledger import AuditEntry
 from openrl.store.rows import first_row, plain_values, rows_of, select_rows
 from openrl.store.schema import api_keys, tenants
+
+_SHOWN_HASH = 12  # characters: enough to tell keys apart
+
+
+def key_details(key: ApiKeyRow) -> dict[str, str]:
+    """What the audit log says of a key."""
+    return {"key_hash": key.key_hash[:_SHOWN_HASH], "label": key.label}
 
 
 def create_tenant(connection: Connection, tenant: TenantRow) -> TenantRow:
@@ -27,6 +36,8 @@ def add_api_key(connection: Connection, key: ApiKeyRow) -> None:
     owner = connection.scalar(select(api_keys.c.tenant_id).where(api_keys.c.key_hash == key.key_hash))
     if owner is None:
         connection.execute(api_keys.insert(), plain_values(key))
+        entry = AuditEntry(key.created_at, "organizations", "api_key_create", key_details(key))
+        audit.record(connection, key.tenant_id, entry)
     elif owner != key.tenant_id:
         raise InvalidRequest("this API key belongs to another tenant")
 
@@ -46,6 +57,7 @@ def revoke_api_key(connection: Connection, key_hash: str, now: float) -> None:
         raise NotFound("this API key does not exist")
     if key.revoked_at is None:
         connection.execute(update(api_keys).where(api_keys.c.key_hash == key_hash).values(revoked_at=now))
+        audit.record(connection, key.tenant_id, AuditEntry(now, "organizations", "api_key_revoke", key_details(key)))
 
 
 def tenant_of_key(connection: Connection, key_hash: str) -> str:

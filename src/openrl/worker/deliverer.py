@@ -32,6 +32,9 @@ class PendingOutcome:
     produce: Callable[[], Product] | RequestFailed | None  # None: a replay keeps nothing
     num_tokens: int = 0
     busy_s: float = 0.0
+    wall_s: float = 0.0
+    num_sampled_tokens: int = 0
+    num_cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +130,14 @@ def _produce(pending: PendingOutcome) -> Product | RequestFailed | None:
 
 
 def _outcome(pending: PendingOutcome, product: Product | RequestFailed | None, refs: Iterator[str]) -> Outcome:
-    outcome = Outcome(pending.request_id, num_tokens=pending.num_tokens, busy_s=pending.busy_s)
+    outcome = Outcome(
+        pending.request_id,
+        num_tokens=pending.num_tokens,
+        num_sampled_tokens=pending.num_sampled_tokens,
+        num_cached_tokens=pending.num_cached_tokens,
+        busy_s=pending.busy_s,
+        wall_s=pending.wall_s,
+    )
     if isinstance(product, RequestFailed):
         return replace(outcome, error=str(product), category=product.category)
     if product is None:

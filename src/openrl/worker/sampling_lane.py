@@ -21,6 +21,7 @@ class JobInHand:
     base_model: str
     num_samples: int
     meter_s: float
+    added_at: float  # by the lane's clock
 
 
 class SamplingLane:
@@ -84,7 +85,7 @@ class SamplingLane:
         job = self._payloads.sample_job(item)
         engine = self._engine(job.sampler.base_model)
         engine.add(job)
-        self._jobs[item.request_id] = JobInHand(job.sampler.base_model, job.num_samples, self._meter_s)
+        self._jobs[item.request_id] = JobInHand(job.sampler.base_model, job.num_samples, self._meter_s, self._clock())
         self._num_samples += job.num_samples
 
     def _engine(self, base_model: str) -> SamplingEngine:
@@ -105,8 +106,19 @@ class SamplingLane:
     def _pending(self, sample: FinishedSample) -> PendingOutcome:
         job = self._forget(sample.request_id)
         busy_s = 0.0 if job is None else (self._meter_s - job.meter_s) * job.num_samples
-        outcome = sample.result if isinstance(sample.result, RequestFailed) else _encoder(sample.result)
-        return PendingOutcome(sample.request_id, outcome, sample.num_tokens, busy_s)
+        wall_s = 0.0 if job is None else self._clock() - job.added_at
+        result = sample.result
+        if isinstance(result, RequestFailed):
+            return PendingOutcome(sample.request_id, result, sample.num_tokens, busy_s, wall_s)
+        return PendingOutcome(
+            sample.request_id,
+            _encoder(result),
+            sample.num_tokens,
+            busy_s,
+            wall_s,
+            num_sampled_tokens=sum(len(sequence.tokens) for sequence in result.sequences),
+            num_cached_tokens=result.prompt_cache_hit_tokens,
+        )
 
     def _fail_all(self, base_model: str, failure: RequestFailed) -> None:
         """A step that broke leaves its engine's batch in doubt: every job in it fails and is dropped."""

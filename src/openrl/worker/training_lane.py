@@ -69,6 +69,7 @@ class TrainingLane:
         self._waiting: deque[TrainingCommand] = deque()
         self._current: Steps | None = None
         self._execute_busy_s = 0.0
+        self._execute_started_at = 0.0
         self.busy_s = 0.0
 
     def push(self, command: TrainingCommand) -> None:
@@ -118,6 +119,7 @@ class TrainingLane:
 
     def _execute(self, command: Execute) -> Steps:
         self._execute_busy_s = 0.0
+        self._execute_started_at = self._clock()
         match command.kind:
             case "forward" | "forward_backward":
                 effects = yield from self._run_passes(command.items)
@@ -202,6 +204,7 @@ class TrainingLane:
     def _share_time(self, items: Sequence[WorkItem], effects: Sequence[Effect]) -> tuple[PendingOutcome, ...]:
         """Divide the device time of the command by tokens; evenly where there are none."""
         total = sum(effect.num_tokens for effect in effects)
+        wall_s = self._clock() - self._execute_started_at
         shares = [effect.num_tokens / total if total else 1 / len(effects) for effect in effects]
         return tuple(
             PendingOutcome(
@@ -209,6 +212,7 @@ class TrainingLane:
                 None if item.is_replay and not isinstance(effect.outcome, RequestFailed) else effect.outcome,
                 effect.num_tokens,
                 self._execute_busy_s * share,
+                wall_s,
             )
             for item, effect, share in zip(items, effects, shares, strict=True)
         )

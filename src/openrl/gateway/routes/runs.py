@@ -5,7 +5,7 @@ import asyncio
 from starlette.responses import Response
 
 from openrl.gateway.context import Call, Route
-from openrl.gateway.query import read_page
+from openrl.gateway.query import check_access_scope, read_page, read_project
 from openrl.gateway.replies import json_reply, show_cursor, show_run
 from openrl.store.base import Json, RunRow
 
@@ -14,15 +14,17 @@ _LOOK_BACK = 50
 
 
 async def list_runs(call: Call) -> Response:
-    """The tenant's runs, newest first."""
+    """The tenant's runs, newest first; of one project if it is named."""
     limit, offset = read_page(call.request, default_limit=20)
-    page = await call.gateway.store.list_runs(call.tenant_id, limit, offset)
+    check_access_scope(call.request)
+    page = await call.gateway.store.list_runs(call.tenant_id, limit, offset, read_project(call.request))
     runs = await asyncio.gather(*(_show(call, run) for run in page.items))
     return json_reply({"training_runs": list(runs), "cursor": show_cursor(page, limit, offset)})
 
 
 async def get_run(call: Call) -> Response:
     """One run."""
+    check_access_scope(call.request)
     run = await call.gateway.store.get_run(call.tenant_id, call.path["run_id"])
     return json_reply(await _show(call, run))
 

@@ -13,7 +13,7 @@ async def client_config(call: Call) -> Response:
     """Settings of the client; what is absent has its default there (tinker-api §2.1)."""
     await read_json(call, ClientConfigRequest)
     content: Json = {
-        "pjwt_auth_enabled": False,
+        "pjwt_auth_enabled": call.gateway.config.jwt_auth,
         "parallel_fwdbwd_chunks": True,
         "proto_write_fwdbwd": True,
         "fwd_via_fwdbwd": True,

@@ -8,10 +8,11 @@ from openrl.errors import InvalidRequest
 from openrl.gateway.body import read_json
 from openrl.gateway.context import Call, Route
 from openrl.gateway.metadata import check_metadata
-from openrl.gateway.query import read_page
+from openrl.gateway.query import check_access_scope, read_page
 from openrl.gateway.replies import json_reply, no_content, show_metadata
 from openrl.protocol.wire import CreateSessionRequest, FinishSessionRequest, SessionHeartbeatRequest
 from openrl.store.base import SessionRow
+from openrl.store.ledger import DEFAULT_PROJECT
 
 _MAX_KEY_CHARACTERS = 256
 
@@ -34,7 +35,7 @@ async def create_session(call: Call) -> Response:
         tags=request.tags,
         user_metadata=check_metadata(request.user_metadata),
         display_name=request.display_name,
-        project_id=request.project_id,
+        project_id=request.project_id or DEFAULT_PROJECT,
         idempotency_key=key,
     )
     stored = await call.gateway.store.create_session(session)
@@ -63,12 +64,14 @@ async def finish_session(call: Call) -> Response:
 async def list_sessions(call: Call) -> Response:
     """Ids of the tenant's sessions, newest first."""
     limit, offset = read_page(call.request, default_limit=20)
+    check_access_scope(call.request)
     page = await call.gateway.store.list_sessions(call.tenant_id, limit, offset)
     return json_reply({"sessions": [session.session_id for session in page.items]})
 
 
 async def get_session(call: Call) -> Response:
     """What a session has created."""
+    check_access_scope(call.request)
     store, session_id = call.gateway.store, call.path["session_id"]
     session = await store.get_session(call.tenant_id, session_id)
     runs, samplers = await asyncio.gather(

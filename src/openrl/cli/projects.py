@@ -1,0 +1,56 @@
+"""`openrl projects`: lists projects with what is in them."""
+
+import asyncio
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from openrl.cli.credentials import find_tenant
+from openrl.cli.data_dir import open_store
+from openrl.cli.options import ConfigFile, DataDirOption, JsonOption, print_json
+from openrl.config import Config, load_config
+from openrl.store.ledger import ProjectSummary
+
+_COLUMNS = ("project_id", "tenant", "created_at", "sessions", "runs", "checkpoints", "bytes")
+
+
+def projects(
+    tenant: Annotated[str | None, typer.Option(help="Only this tenant's projects.")] = None,
+    as_json: JsonOption = False,
+    data_dir: DataDirOption = None,
+    config_file: ConfigFile = None,
+) -> None:
+    """Show projects with their sessions, runs and stored bytes, oldest first."""
+    rows = asyncio.run(_list(load_config(config_file, data_dir=data_dir), tenant))
+    if as_json:
+        print_json(rows)
+        return
+    table = Table(*_COLUMNS)
+    for row in rows:
+        table.add_row(*(str(row[column]) for column in _COLUMNS))
+    Console().print(table)
+
+
+async def _list(config: Config, tenant_name: str | None) -> list[dict[str, str | int]]:
+    async with open_store(config) as (store, _):
+        tenants = await store.list_tenants() if tenant_name is None else (await find_tenant(store, tenant_name),)
+        return [
+            _row(project, tenant.name)
+            for tenant in tenants
+            for project in await store.ledger.list_projects(tenant.tenant_id)
+        ]
+
+
+def _row(project: ProjectSummary, tenant_name: str) -> dict[str, str | int]:
+    return {
+        "project_id": project.project_id,
+        "tenant": tenant_name,
+        "created_at": datetime.fromtimestamp(project.created_at, UTC).isoformat(timespec="seconds"),
+        "sessions": project.num_sessions,
+        "runs": project.num_runs,
+        "checkpoints": project.num_checkpoints,
+        "bytes": project.checkpoint_bytes,
+    }

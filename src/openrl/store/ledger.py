@@ -1,0 +1,165 @@
+"""The contract of the ledger: what tenants and operators ask about their own past.
+
+The rules of `Store` hold: tenants see their own rows only, a method returns after its effect is durable, times
+are seconds since the epoch. Rows of usage and of the audit log are written by `Store`, in the transaction of what
+they report.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+DEFAULT_PROJECT = "default"
+"""Where sessions are that name no project."""
+HOUR_S = 3600.0
+AuditCategory = Literal["checkpoints", "projects", "organizations"]
+UsageKind = Literal["training", "prefill", "cached_prefill", "sample", "checkpoint"]
+
+
+@dataclass(frozen=True, slots=True)
+class StatusQuery:
+    """Sessions in this state; of finished ones only those with these reasons, if any are given."""
+
+    state: Literal["active", "finished", "cancelled", "failed"]
+    reasons: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SessionQuery:
+    """What a session must be to be found; None and empty fields ask for nothing.
+
+    With both `session_id` and `display_words`, either suffices.
+    """
+
+    tenant_id: str
+    limit: int
+    session_id: str | None = None
+    project_ids: tuple[str, ...] | None = None
+    user_metadata: tuple[tuple[str, str], ...] = ()
+    display_words: tuple[str, ...] = ()
+    statuses: tuple[StatusQuery, ...] | None = None
+    after: tuple[float, str] | None = None  # creation time and id of the last one seen; the id decides if it is known
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSummary:
+    """A session and what it keeps."""
+
+    session_id: str
+    created_at: float
+    project_id: str
+    state: str
+    end_reason: str | None
+    display_name: str | None
+    user_metadata: dict[str, Any] | None
+    num_checkpoints: int
+    checkpoint_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectSummary:
+    """A project and what is in it."""
+
+    project_id: str
+    created_at: float
+    num_sessions: int
+    num_runs: int
+    num_checkpoints: int
+    checkpoint_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class UsageRow:
+    """How much of one kind ran in one hour; `hour` counts hours since the epoch."""
+
+    hour: int
+    session_id: str
+    base_model: str
+    kind: UsageKind
+    amount: int  # tokens; checkpoints of kind "checkpoint"
+    project_id: str = DEFAULT_PROJECT  # where the session is at the time of asking
+
+
+@dataclass(frozen=True, slots=True)
+class UsageReport:
+    """Usage in order of hour, and the metadata of every session in it."""
+
+    rows: tuple[UsageRow, ...]
+    sessions: dict[str, dict[str, Any] | None]
+
+
+@dataclass(frozen=True, slots=True)
+class StorageSpan:
+    """Bytes of one checkpoint and when they were held; `until` is None while they are."""
+
+    project_id: str
+    base_model: str
+    size_bytes: int
+    since: float
+    until: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """Something that was done to a tenant's things."""
+
+    created_at: float
+    category: AuditCategory
+    event: str  # <resource>_<action>
+    details: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class TracedRequest:
+    """When a request waited and when it ran."""
+
+    request_id: str
+    kind: str
+    seq_id: int
+    run_id: str
+    sampler_id: str
+    state: str
+    created_at: float
+    finished_at: float | None
+    wall_s: float  # from the start of its execution to its end
+    busy_s: float  # its share of the device in that time
+    num_tokens: int
+    num_sampled_tokens: int
+    num_cached_tokens: int
+
+
+class Ledger(Protocol):
+    """See the module docstring for what holds for every method."""
+
+    async def search_sessions(self, query: SessionQuery) -> tuple[SessionSummary, ...]:
+        """Matching sessions, newest first; raises NotFound for a project that the tenant does not have."""
+        ...
+
+    async def assign_project(self, tenant_id: str, session_id: str, project_id: str, now: float) -> None:
+        """Move a session; the project comes into being if this is the first that is heard of it."""
+        ...
+
+    async def list_projects(self, tenant_id: str) -> tuple[ProjectSummary, ...]:
+        """The tenant's projects, oldest first."""
+        ...
+
+    async def usage(self, tenant_id: str, first_hour: int, end_hour: int) -> UsageReport:
+        """Usage of the hours from `first_hour` to before `end_hour`."""
+        ...
+
+    async def storage(self, tenant_id: str, since: float, until: float) -> tuple[StorageSpan, ...]:
+        """Checkpoints that were held at some time between the bounds; expired ones only until they expired."""
+        ...
+
+    async def audit_log(
+        self, tenant_id: str, category: AuditCategory | None, since: float, until: float
+    ) -> tuple[AuditEntry, ...]:
+        """Entries from `since` to before `until`, oldest first."""
+        ...
+
+    async def trace_version(self, tenant_id: str, session_id: str) -> tuple[int, int]:
+        """How many requests of a session there are, and how many have ended."""
+        ...
+
+    async def trace(self, tenant_id: str, session_id: str, limit: int) -> tuple[TracedRequest, ...]:
+        """The newest requests of a session, oldest first."""
+        ...
