@@ -7,13 +7,46 @@ from sqlalchemy import ColumnElement, Connection, and_, delete, func, or_, selec
 from openrl.protocol.runs import CheckpointKind
 from openrl.store.base import CheckpointRow, Page
 from openrl.store.rows import one_row, plain_values, rows_of, select_rows
-from openrl.store.schema import checkpoints
+from openrl.store.schema import checkpoints, doomed_objects
+
+EXPIRED_BATCH = 1000  # rows in one transaction, so that arrivals never wait long behind a large clean-up
 
 
 def put_checkpoint(connection: Connection, checkpoint: CheckpointRow) -> None:
     """Insert a checkpoint in place of one with the same run, kind and name."""
-    connection.execute(delete(checkpoints).where(_is(checkpoint.run_id, checkpoint.kind, checkpoint.name)))
+    same = _is(checkpoint.run_id, checkpoint.kind, checkpoint.name)
+    replaced = connection.scalars(select(checkpoints.c.key).where(same)).all()
+    connection.execute(delete(checkpoints).where(same))
     connection.execute(checkpoints.insert(), plain_values(checkpoint))
+    for key in replaced:
+        doom_if_unused(connection, key)
+
+
+def is_name_free(connection: Connection, run_id: str, kind: CheckpointKind, name: str, now: float) -> bool:
+    """Whether no checkpoint that has not expired has this name."""
+    return connection.scalar(select(checkpoints.c.key).where(_is(run_id, kind, name), _is_fresh(now))) is None
+
+
+def is_object_used(connection: Connection, key: str) -> bool:
+    """Whether a checkpoint has its files under this key."""
+    return connection.scalar(select(checkpoints.c.key).where(checkpoints.c.key == key).limit(1)) is not None
+
+
+def doom_if_unused(connection: Connection, key: str) -> None:
+    """Note that the files under a key must be deleted, unless a checkpoint has them."""
+    if not is_object_used(connection, key) and not list_doomed(connection, key):
+        connection.execute(doomed_objects.insert(), {"key": key})
+
+
+def list_doomed(connection: Connection, key: str | None) -> tuple[str, ...]:
+    """Keys whose files must be deleted; only `key`, if given."""
+    query = select(doomed_objects.c.key).order_by(doomed_objects.c.key)
+    return tuple(connection.scalars(query if key is None else query.where(doomed_objects.c.key == key)))
+
+
+def forget_doomed(connection: Connection, key: str) -> None:
+    """The files under a key are deleted."""
+    connection.execute(delete(doomed_objects).where(doomed_objects.c.key == key))
 
 
 def get_checkpoint(
@@ -46,19 +79,22 @@ def list_checkpoints(
     return Page(rows_of(connection, CheckpointRow, newest.limit(limit).offset(offset)), count)
 
 
-def expired_checkpoints(connection: Connection, now: float) -> tuple[CheckpointRow, ...]:
-    """Checkpoints of all tenants past their expiry, the longest expired first."""
+def delete_expired(connection: Connection, now: float) -> tuple[CheckpointRow, ...]:
+    """Remove a batch of the checkpoints of all tenants past their expiry, the longest expired first."""
     order = (checkpoints.c.expires_at, checkpoints.c.run_id, checkpoints.c.kind, checkpoints.c.name)
     query = select_rows(CheckpointRow).where(checkpoints.c.expires_at <= now).order_by(*order)
-    return rows_of(connection, CheckpointRow, query)
+    expired = rows_of(connection, CheckpointRow, query.limit(EXPIRED_BATCH))
+    for row in expired:
+        _remove(connection, row)
+    return expired
 
 
 def delete_checkpoint(
     connection: Connection, tenant_id: str, run_id: str, kind: CheckpointKind, name: str
 ) -> CheckpointRow:
     """Remove the tenant's own, expired or not."""
-    found = _owned(connection, tenant_id, run_id, kind, name)
-    connection.execute(delete(checkpoints).where(_is(run_id, kind, name)))
+    found = owned_checkpoint(connection, tenant_id, run_id, kind, name)
+    _remove(connection, found)
     return found
 
 
@@ -73,7 +109,7 @@ def update_checkpoint(
     now: float,
 ) -> CheckpointRow:
     """Change the tenant's own; returns it as it is then."""
-    _owned(connection, tenant_id, run_id, kind, name, _is_fresh(now))
+    owned_checkpoint(connection, tenant_id, run_id, kind, name, _is_fresh(now))
     changes: dict[str, Any] = {}
     if is_public is not None:
         changes["is_public"] = is_public
@@ -81,10 +117,15 @@ def update_checkpoint(
         changes["expires_at"] = None if expires_at == "never" else expires_at
     if changes:
         connection.execute(update(checkpoints).where(_is(run_id, kind, name)).values(changes))
-    return _owned(connection, tenant_id, run_id, kind, name)
+    return owned_checkpoint(connection, tenant_id, run_id, kind, name)
 
 
-def _owned(
+def _remove(connection: Connection, row: CheckpointRow) -> None:
+    connection.execute(delete(checkpoints).where(_is(row.run_id, row.kind, row.name)))
+    doom_if_unused(connection, row.key)
+
+
+def owned_checkpoint(
     connection: Connection,
     tenant_id: str,
     run_id: str,
@@ -92,6 +133,7 @@ def _owned(
     name: str,
     *conditions: ColumnElement[bool],
 ) -> CheckpointRow:
+    """The tenant's own, expired or not, that meets the conditions."""
     owned = checkpoints.c.tenant_id == tenant_id
     query = select_rows(CheckpointRow).where(_is(run_id, kind, name), owned, *conditions)
     return one_row(connection, CheckpointRow, query, _title(run_id, kind, name))
