@@ -18,6 +18,8 @@ from openrl.gateway.errors import http_error_response
 from openrl.gateway.routes import (
     archive,
     checkpoints,
+    copy_weights,
+    external_weights,
     futures,
     models,
     runs,
@@ -79,6 +81,7 @@ def create_app(
 def _routes() -> tuple[Route, ...]:
     """The first match wins and each is tried in turn, so the busiest stand first."""
     tables = (futures, sampling, training, sessions, telemetry, models, service, runs, checkpoints, archive)
+    tables += (copy_weights, external_weights)
     return tuple(chain.from_iterable(table.ROUTES for table in tables))
 
 
