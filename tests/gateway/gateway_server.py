@@ -3,7 +3,8 @@
 import asyncio
 import socket
 import threading
-from collections.abc import Coroutine
+import time
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,9 +27,9 @@ T = TypeVar("T")
 class GatewayServer:
     """Two tenants, one base model, a scheduler that finishes at once."""
 
-    def __init__(self, root: Path, config: GatewayConfig) -> None:
+    def __init__(self, root: Path, config: GatewayConfig, clock: Callable[[], float] = time.time) -> None:
         self.blobs = DirectoryBlobs(root)
-        self.store = MemoryStore(self.blobs)
+        self.store = MemoryStore(self.blobs, clock)
         self.cancelled: list[str] = []
         self.ended: list[str] = []
         self.is_ready = True
@@ -37,6 +38,7 @@ class GatewayServer:
             self.blobs,
             Catalog((MODEL,)),
             config,
+            clock,
             on_cancel=self.cancelled.append,
             on_session_end=self.ended.append,
             is_ready=lambda: self.is_ready,
