@@ -62,6 +62,8 @@ class GatewayConfig(Section):
     """Datums in one forward_backward request."""
     max_samples: int = Field(default=1024, ge=1)
     """Samples of one prompt in one request."""
+    download_link_s: float = Field(default=900.0, gt=0)
+    """How long a link to files can be used without a key; clients ask for a new one below 300 s."""
     max_rank: int = Field(default=256, ge=1)
     """Largest LoRA rank a run may ask for."""
     jwt_auth: bool = False

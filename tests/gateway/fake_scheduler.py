@@ -15,7 +15,13 @@ from openrl.protocol.datum import DenseArray
 from openrl.protocol.paths import CheckpointPath, sampling_session_id
 from openrl.protocol.results import ForwardBackwardResult, SampledSequence, SampleResult
 from openrl.protocol.runs import CheckpointKind
-from openrl.protocol.wire import LoadWeightsPayload, SampleRequest, SaveWeightsForSamplerRequest, SaveWeightsRequest
+from openrl.protocol.wire import (
+    LoadWeightsPayload,
+    SampleRequest,
+    SaveWeightsExternalRequest,
+    SaveWeightsForSamplerRequest,
+    SaveWeightsRequest,
+)
 from openrl.store.base import Blobs, CheckpointRow, FinishedRequest, RequestRow, RunRow, SamplerRow, Store
 
 ADAPTER_CONFIG = b'{"r": 8}'
@@ -63,6 +69,9 @@ class FakeScheduler:
             case "save_weights":
                 request = SaveWeightsRequest.model_validate_json(payload)
                 return await self._saved(row, "weights", request.path, request.user_metadata)
+            case "save_weights_external":
+                external = SaveWeightsExternalRequest.model_validate_json(payload)
+                return await self._saved(row, "external_weights", external.path, None)
             case "save_weights_for_sampler":
                 save = SaveWeightsForSamplerRequest.model_validate_json(payload)
                 if save.path is not None:

@@ -29,7 +29,7 @@ class GatewayServer:
 
     def __init__(self, root: Path, config: GatewayConfig, clock: Callable[[], float] = time.time) -> None:
         self.blobs = DirectoryBlobs(root)
-        self.store = MemoryStore(self.blobs)
+        self.store = MemoryStore(self.blobs, clock)
         self.cancelled: list[str] = []
         self.ended: list[str] = []
         self.is_ready = True

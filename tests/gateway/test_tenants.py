@@ -37,6 +37,7 @@ def json_calls(owned: Owned) -> list[tuple[str, str, dict[str, Any] | None]]:
         ("POST", "optim_step", {**step, "adam_params": {}}),
         ("POST", "save_weights", {**step, "path": "x"}),
         ("POST", "save_weights_for_sampler", {**step, "path": "x"}),
+        ("POST", "save_weights_external", {**step, "path": "x"}),
         ("POST", "unload_model", {"model_id": run}),
         (
             "POST",

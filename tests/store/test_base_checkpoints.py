@@ -83,9 +83,16 @@ async def test_an_expired_checkpoint_is_found_only_by_the_clean_up(store: Store)
     await refused_as(store.get_checkpoint(ALICE, "r2", "weights", "b"), NotFound)
     await refused_as(store.update_checkpoint(ALICE, "r1", "weights", "a", expires_at="never"), NotFound)
     assert [row.name for row in (await store.list_checkpoints(ALICE, 10, 0)).items] == ["c"]
-    assert [row.name for row in await store.expired_checkpoints(NOW)] == ["b", "a"]
+    assert [row.name for row in await store.delete_expired_checkpoints(NOW)] == ["b", "a"]
+    assert await store.delete_expired_checkpoints(NOW) == ()
+    await refused_as(store.delete_checkpoint(ALICE, "r1", "weights", "a"), NotFound)
+    assert [row.name for row in await store.delete_expired_checkpoints(NOW + 1)] == ["c"]
+
+
+async def test_an_expired_checkpoint_can_be_deleted_by_its_tenant_before_the_clean_up(store: Store):
+    await save(store, checkpoint("a", expires_at=NOW), 1)
     assert (await store.delete_checkpoint(ALICE, "r1", "weights", "a")).name == "a"
-    assert [row.name for row in await store.expired_checkpoints(NOW + 1)] == ["b", "c"]
+    assert await store.delete_expired_checkpoints(NOW) == ()
 
 
 async def test_updating_a_checkpoint_changes_what_is_given_only(store: Store):

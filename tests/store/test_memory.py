@@ -127,11 +127,20 @@ class TwinStores(RuleBasedStateMachine):
     def finish(self, ids: list[tuple[int, int]], at: float, state: str) -> None:
         self.both("finish", [done(f"r{n}-{seq_id}", finished_at=at, state=state) for n, seq_id in ids])
 
-    @rule(tenant=tenants, n=small, seq_id=st.integers(0, 5), name=st.sampled_from("ab"), expires_at=st.none() | times)
-    def finish_save(self, tenant: str, n: int, seq_id: int, name: str, expires_at: float | None) -> None:
+    @rule(
+        tenant=tenants,
+        n=small,
+        seq_id=st.integers(0, 5),
+        name=st.sampled_from("ab"),
+        expires_at=st.none() | times,
+        may_replace=st.booleans(),
+    )
+    def finish_save(
+        self, tenant: str, n: int, seq_id: int, name: str, expires_at: float | None, may_replace: bool
+    ) -> None:
         saved = checkpoint(name, tenant, run_id=f"r{n}", expires_at=expires_at, created_at=float(seq_id))
         made = sampler(f"p{n}", tenant, sampling_session_seq_id=seq_id)
-        self.both("finish", [done(f"r{n}-{seq_id}", checkpoint=saved, sampler=made)])
+        self.both("finish", [done(f"r{n}-{seq_id}", checkpoint=saved, sampler=made, may_replace=may_replace)])
 
     @rule(
         tenant=tenants,
@@ -147,6 +156,21 @@ class TwinStores(RuleBasedStateMachine):
     @rule(tenant=tenants, n=small, name=st.sampled_from("ab"))
     def delete_checkpoint(self, tenant: str, n: int, name: str) -> None:
         self.both("delete_checkpoint", tenant, f"r{n}", "weights", name)
+
+    @rule(now=times)
+    def delete_expired_checkpoints(self, now: float) -> None:
+        self.both("delete_expired_checkpoints", now)
+
+    @rule(name=st.sampled_from("ab"))
+    def forget_doomed_object(self, name: str) -> None:
+        self.both("forget_doomed_object", f"checkpoints/{name}")
+
+    @rule(tenant=tenants, n=small, name=st.sampled_from("abc"), source=small, key=st.none() | st.sampled_from("xy"))
+    def copy_checkpoint(self, tenant: str, n: int, name: str, source: int, key: str | None) -> None:
+        made = session(f"copy{n}", tenant, idempotency_key=key)
+        owner = run(f"copy{n}:train:0", tenant, session_id=made.session_id, is_closed=True, copied_from=f"from{source}")
+        copy = checkpoint(name, tenant, run_id=owner.spec.run_id)
+        self.both("copy_checkpoint", copy, owner, made)
 
     @rule(before=times)
     def prune(self, before: float) -> None:
@@ -174,7 +198,7 @@ class TwinStores(RuleBasedStateMachine):
                 self.both(listing, tenant, 2, 1)
         for call in ("list_tenants", "list_api_keys", "live_runs"):
             self.both(call)
-        self.both("expired_checkpoints", NOW)
+        self.both("doomed_objects")
         self.both("sessions_silent_since", 45.0)
         backlogs = [self.runner.run(answer_of(anext(store.new_requests()))) for store in self.twins]
         assert backlogs[0] == backlogs[1]

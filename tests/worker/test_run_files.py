@@ -1,6 +1,8 @@
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import pyrage
 import pytest
 
 from openrl.rpc.messages import Command, ExecuteDone, Outcome, Report
@@ -90,3 +92,39 @@ def test_the_run_spec_of_the_rig_is_what_the_manifest_says(rig: Rig):
     manifest = rig.blobs.get_object(outcome.checkpoint.key)["openrl.json"]
     assert b'"rank": 4' in manifest
     assert run_spec().base_model.encode() in manifest
+
+
+def test_files_for_other_tools_name_the_model_as_clients_know_it(rig: Rig):
+    outcome = outcomes_of(rig.run(*trained(rig), save(rig, "save_weights_external", path="x", ttl_seconds=3600)))
+    done = outcome["save_weights_external-3"]
+    assert done.checkpoint is not None
+    assert (done.checkpoint.kind, done.checkpoint.name, done.checkpoint.expires_at) == ("external_weights", "x", 4600.0)
+    assert rig.result(done.result_ref)["path"] == f"tinker://{RUN_ID}/external_weights/x"
+    assert rig.result(done.result_ref)["size_bytes"] == done.checkpoint.size_bytes
+    files = rig.blobs.get_object(done.checkpoint.key)
+    assert set(files) == {"adapter_config.json", "adapter_model.safetensors", "openrl.json"}
+    assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == run_spec().base_model
+
+
+def test_encrypted_files_open_for_their_recipients_and_equal_the_plain_ones(rig: Rig):
+    reader = pyrage.x25519.Identity.generate()
+    plain = save(rig, "save_weights_external", path="plain")
+    hidden = save(rig, "save_weights_external", 4, path="hidden", age_encryption_recipients=[str(reader.to_public())])
+    outcomes = outcomes_of(rig.run(*trained(rig), plain, hidden))
+    expected, got = (
+        rig.blobs.get_object(outcome.checkpoint.key)
+        for outcome in (outcomes["save_weights_external-3"], outcomes["save_weights_external-4"])
+        if outcome.checkpoint is not None
+    )
+    assert set(got) == {"adapter_config.json.age", "adapter_model.safetensors.age", "openrl.json"}
+    assert {n.removesuffix(".age"): pyrage.decrypt(c, [reader]) for n, c in got.items() if n.endswith(".age")} == {
+        name: content for name, content in expected.items() if name != "openrl.json"
+    }
+
+
+@pytest.mark.parametrize(("overwrite", "may_replace"), [(True, True), (False, False)])
+def test_only_a_save_that_says_so_may_replace_another(rig: Rig, overwrite: bool, may_replace: bool):
+    outcomes = outcomes_of(rig.run(*trained(rig), save(rig, "save_weights", path="a", overwrite=overwrite)))
+    saved = outcomes["save_weights-3"].checkpoint
+    assert saved is not None
+    assert saved.may_replace == may_replace

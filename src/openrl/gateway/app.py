@@ -18,6 +18,8 @@ from openrl.gateway.routes import (
     archive,
     audit,
     checkpoints,
+    copy_weights,
+    external_weights,
     futures,
     json_forward,
     models,
@@ -56,6 +58,8 @@ _API_TABLES = (
     session_search,
     traces,
     usage,
+    copy_weights,
+    external_weights,
 )
 
 

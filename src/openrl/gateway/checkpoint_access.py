@@ -1,11 +1,12 @@
 """Finds checkpoints by path, and reads what their files say about themselves."""
 
 import asyncio
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from openrl.errors import InvalidRequest, NotFound
+from openrl.errors import InvalidRequest, NotFound, Unauthorized
 from openrl.gateway.auth import tenant_of
 from openrl.gateway.context import Call
 from openrl.protocol.paths import CheckpointPath, parse_checkpoint_path
@@ -16,23 +17,34 @@ MANIFEST_FILE = "openrl.json"
 
 
 async def find_checkpoint(call: Call, path: str, access_token: str | None = None) -> CheckpointRow:
-    """The tenant's own, a public one, or one that the owner of `access_token` can read. Raises NotFound."""
+    """The tenant's own, a public one, or one that the owner of a weights access token can read. Raises NotFound.
+
+    The token comes in the body (`access_token`) or in a header.
+    """
     address = parse_checkpoint_path(path)
-    store = call.gateway.store
-    reader = call.tenant_id if access_token is None else await tenant_of(access_token, call.gateway)
-    try:
-        return await store.get_checkpoint(reader, address.run_id, address.kind, address.name)
-    except NotFound:
-        raise NotFound(f"checkpoint {address} does not exist") from None
+    token = access_token or call.request.headers.get("x-tinker-weights-access-token")
+    readers = [call.tenant_id] if token is None else [await _reader_of(call, token), call.tenant_id]
+    for reader in readers:
+        with suppress(NotFound):
+            return await call.gateway.store.get_checkpoint(reader, address.run_id, address.kind, address.name)
+    raise NotFound(f"checkpoint {address} does not exist")
 
 
-async def checkpoint_exists(call: Call, address: CheckpointPath) -> bool:
-    """Whether the tenant's run has saved under this name."""
+async def _reader_of(call: Call, token: str) -> str:
+    """The tenant of the token; raises Unauthorized that tells it from the caller's own key."""
     try:
-        await call.gateway.store.get_checkpoint(call.tenant_id, address.run_id, address.kind, address.name)
+        return await tenant_of(token, call.gateway)
+    except Unauthorized as error:
+        raise Unauthorized(f"the weights access token is refused: {error}") from None
+
+
+async def check_name_is_free(call: Call, path: CheckpointPath) -> None:
+    """A taken name is an error of the request, never 409: clients retry that for minutes (tinker-api P9)."""
+    try:
+        await call.gateway.store.get_checkpoint(call.tenant_id, path.run_id, path.kind, path.name)
     except NotFound:
-        return False
-    return True
+        return
+    raise InvalidRequest(f"checkpoint {path} exists already; choose another name or delete it first", "name_taken")
 
 
 async def read_manifest(call: Call, checkpoint: CheckpointRow) -> AdapterManifest:

@@ -18,6 +18,7 @@ class DownloadGrant:
     kind: str
     name: str
     expires_at: float
+    file: str = ""  # one file of external weights; empty: the whole as an archive
 
 
 def sign_grant(grant: DownloadGrant, key: bytes) -> str:
@@ -31,10 +32,10 @@ def open_grant(token: str, key: bytes, now: float) -> DownloadGrant:
     text, _, signature = token.partition(".")
     if not hmac.compare_digest(signature.encode(errors="replace"), _signature(text, key).encode()):
         raise NotFound("this download link is not valid")
-    tenant_id, run_id, kind, name, expires_at = json.loads(base64.urlsafe_b64decode(text))
-    if now > expires_at:
+    grant = DownloadGrant(*json.loads(base64.urlsafe_b64decode(text)))
+    if now > grant.expires_at:
         raise NotFound("this download link has expired; ask for a new one")
-    return DownloadGrant(tenant_id, run_id, kind, name, expires_at)
+    return grant
 
 
 def _signature(text: str, key: bytes) -> str:

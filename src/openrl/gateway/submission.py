@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from starlette.responses import Response
 
-from openrl.errors import InvalidRequest, NotFound
+from openrl.errors import InvalidRequest, NotFound, Unauthorized
 from openrl.gateway.body import Message, parse_json
 from openrl.gateway.context import Call
 from openrl.gateway.replies import future_reply
@@ -21,10 +21,16 @@ MAX_ERROR_CHARACTERS = 2000
 
 
 async def find_run(call: Call, run_id: str) -> RunRow:
-    """The tenant's run; only its spec and session may be relied on. Raises NotFound."""
+    """The tenant's run; only its spec and session may be relied on. Raises NotFound, InvalidRequest."""
     if "\x00" in run_id:  # from a protobuf body, where nothing refuses it; databases do
         raise NotFound(f"training run {run_id[:80]!r} does not exist")
-    return await call.gateway.runs.get(call.tenant_id, run_id, call.gateway.store.get_run)
+    run = await call.gateway.runs.get(call.tenant_id, run_id, call.gateway.store.get_run)
+    if run.copied_from is not None:
+        raise InvalidRequest(
+            f"training run {run_id} holds a copy of {run.copied_from} and cannot be trained; "
+            "load the copy into a new run instead"
+        )
+    return run
 
 
 def new_request(call: Call, run: RunRow, kind: TrainingKind, seq_id: int) -> RequestRow:
@@ -49,18 +55,18 @@ async def submit_json(
     model: type[Message],
     admit: Callable[[Call, RunRow, Message, bytes], Awaitable[bytes]],
 ) -> Response:
-    """Queue what `admit` makes of the body; it raises InvalidRequest or NotFound to refuse."""
+    """Queue what `admit` makes of the body; it raises InvalidRequest, NotFound or Unauthorized to refuse."""
     address = parse_json(body, RunAddress)
     run = await find_run(call, address.model_id)
     row = new_request(call, run, kind, address.seq_id)
     try:
         payload = await admit(call, run, parse_json(body, model), body)
-    except (InvalidRequest, NotFound) as error:
+    except (InvalidRequest, NotFound, Unauthorized) as error:
         return await refuse(call, row, error)
     return future_reply(await call.gateway.store.enqueue(row, payload))
 
 
-async def refuse(call: Call, row: RequestRow, error: InvalidRequest | NotFound) -> Response:
+async def refuse(call: Call, row: RequestRow, error: InvalidRequest | NotFound | Unauthorized) -> Response:
     """Use up the request's number and raise `error`; the retry of a request that was queued gets its id again."""
     failed = replace(
         row, state="failed", error=str(error)[:MAX_ERROR_CHARACTERS], category="user", finished_at=row.created_at

@@ -11,6 +11,7 @@ TrainingKind = Literal[
     "optim_step",
     "save_weights",
     "save_weights_for_sampler",
+    "save_weights_external",
     "unload_model",
 ]
 RequestKind = TrainingKind | Literal["sample"]

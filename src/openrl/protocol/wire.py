@@ -183,6 +183,16 @@ class SaveWeightsForSamplerRequest(WireModel):
     user_metadata: dict[str, str] | None = None
 
 
+class SaveWeightsExternalRequest(WireModel):
+    """Body of `save_weights_external`: files for other tools, encrypted if recipients are named."""
+
+    model_id: Id
+    seq_id: TrainingSeqId
+    path: str
+    ttl_seconds: TtlSeconds | None = None
+    age_encryption_recipients: Annotated[tuple[ShortText, ...], Field(fail_fast=True, max_length=10)] | None = None
+
+
 # -- sampling
 
 
@@ -260,6 +270,17 @@ class WeightsInfoRequest(WireModel):
     """Body of `weights_info`."""
 
     tinker_path: str
+    weights_access_token: str | None = None
+
+
+class CopyWeightsRequest(WireModel):
+    """Body of `copy_weights`: into a new session of a project, or under a number of a session."""
+
+    source_path: str
+    destination_project_id: Id | None = None
+    session_id: Id | None = None
+    model_seq_id: Counter | None = None
+    ttl_seconds: TtlSeconds | None = None
     weights_access_token: str | None = None
 
 

@@ -89,6 +89,7 @@ class SavedCheckpoint:
     size_bytes: int
     expires_at: float | None = None
     user_metadata: dict[str, str] | None = None
+    may_replace: bool = True  # otherwise the request fails if the name is taken by then
     sampler_id: str = ""  # of an unnamed sampler save: the sampling session that comes into being
     sampling_session_seq_id: int = -1
 

@@ -7,8 +7,9 @@ import structlog
 
 from openrl.errors import NotFound
 from openrl.scheduler.events import SessionClosed
-from openrl.scheduler.store_writer import delete_object, drop_ephemeral_samplers, retried
+from openrl.scheduler.store_writer import drop_ephemeral_samplers, retried
 from openrl.store.base import Blobs, Store
+from openrl.store.doomed import free_doomed_objects
 
 _log = structlog.get_logger(__name__)
 
@@ -53,15 +54,12 @@ class Housekeeping:
         await drop_ephemeral_samplers(self._store, self._blobs, tenant_id, session_id)
 
     async def delete_expired_checkpoints(self, now: float) -> None:
-        """Remove rows, then files, of checkpoints past their time."""
-        for row in await retried(lambda: self._store.expired_checkpoints(now)):
-            try:
-                await retried(
-                    lambda row=row: self._store.delete_checkpoint(row.tenant_id, row.run_id, row.kind, row.name)
-                )
-            except NotFound:
-                continue  # its tenant was faster
-            await delete_object(self._blobs, row.key)
+        """Remove rows, then files, of checkpoints past their time, and files that were left behind."""
+        while expired := await retried(lambda: self._store.delete_expired_checkpoints(now)):
+            _log.info("checkpoints expired", num_checkpoints=len(expired))
+        freed_bytes = await retried(lambda: free_doomed_objects(self._store, self._blobs))
+        if freed_bytes:
+            _log.info("checkpoint files deleted", freed_bytes=freed_bytes)
 
     async def prune(self, finished_before: float) -> None:
         """Free payloads and results nobody can ask for any more."""

@@ -17,6 +17,7 @@ def finished_request(finish: Finish, now: float) -> FinishedRequest:
         error=outcome.error,
         category=outcome.category,
         checkpoint=checkpoint_row(saved, finish.request, now) if saved is not None and saved.name else None,
+        may_replace=saved is None or saved.may_replace,
         sampler=sampler_row(saved, finish, now) if saved is not None and saved.sampler_id else None,
         num_tokens=outcome.num_tokens,
         num_sampled_tokens=outcome.num_sampled_tokens,

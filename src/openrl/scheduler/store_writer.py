@@ -11,7 +11,8 @@ from openrl.protocol.runs import SamplerSpec
 from openrl.scheduler.actions import Finish, LoadRun, LoadSampler, MarkRunClosed, RecordSnapshot
 from openrl.scheduler.events import RunLoaded, SamplerLoaded
 from openrl.scheduler.records import finished_request
-from openrl.store.base import Blobs, CheckpointRow, Store
+from openrl.store.base import Blobs, Store
+from openrl.store.doomed import free_doomed_objects
 
 StoreAction = Finish | LoadRun | LoadSampler | RecordSnapshot | MarkRunClosed
 Loaded = RunLoaded | SamplerLoaded
@@ -78,19 +79,9 @@ class StoreWriter:
             return
         now = self._clock()
         rows = [finished_request(finish, now) for finish in finishes]
-        replaced = [await self._replaced_key(row.checkpoint) for row in rows if row.checkpoint is not None]
         await retried(lambda: self._store.finish(rows))
-        for key in replaced:
-            if key is not None:
-                await delete_object(self._blobs, key)
-
-    async def _replaced_key(self, new: CheckpointRow) -> str | None:
-        """Where the files of the checkpoint are that `new` takes the place of."""
-        try:
-            old = await retried(lambda: self._store.get_checkpoint(new.tenant_id, new.run_id, new.kind, new.name))
-        except NotFound:
-            return None
-        return old.key if old.key != new.key else None
+        if any(row.checkpoint is not None for row in rows):  # it may have replaced one, or found its name taken
+            await retried(lambda: free_doomed_objects(self._store, self._blobs))
 
     async def _record_snapshot(self, action: RecordSnapshot) -> None:
         await retried(lambda: self._store.record_snapshot(action.run_id, action.seq_id, action.key))
@@ -140,7 +131,7 @@ async def delete_object(blobs: Blobs, key: str) -> None:
     """Delete files nobody refers to; files that cannot be deleted are left behind and logged."""
     try:
         await asyncio.to_thread(blobs.delete_object, key)
-    except OSError as error:
+    except (OSError, Unavailable) as error:
         _log.warning("files left behind", key=key, error=str(error))
 
 

@@ -77,6 +77,7 @@ class RunRow:
     snapshot_key: str | None = None
     snapshot_seq_id: int = -1
     is_closed: bool = False  # unloaded or expired: takes no more requests
+    copied_from: str | None = None  # path of the checkpoint that this run holds a copy of; it cannot be trained
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,7 @@ class SamplerRow:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointRow:
-    """Saved weights: key (run_id, kind, name)."""
+    """Saved weights: key (run_id, kind, name). Copies share the files under `key`; the last to go takes them along."""
 
     run_id: str
     kind: CheckpointKind
@@ -148,7 +149,8 @@ class FinishedRequest:
     result_ref: str = ""
     error: str = ""
     category: ErrorCategory = "unknown"
-    checkpoint: CheckpointRow | None = None  # replaces one of the same key
+    checkpoint: CheckpointRow | None = None
+    may_replace: bool = True  # otherwise a checkpoint whose name is taken makes the request fail
     sampler: SamplerRow | None = None
     num_tokens: int = 0  # what passed through the model: prompts that were not cached, and what was generated
     num_sampled_tokens: int = 0
@@ -280,11 +282,34 @@ class Store(Protocol):
         self, tenant_id: str, limit: int, offset: int, run_id: str | None = None
     ) -> Page[CheckpointRow]: ...
     async def delete_checkpoint(self, tenant_id: str, run_id: str, kind: CheckpointKind, name: str) -> CheckpointRow:
-        """Remove the row and return it; the caller then deletes the files under its key."""
+        """Remove the row, expired or not, and return it."""
         ...
 
-    async def expired_checkpoints(self, now: float) -> tuple[CheckpointRow, ...]:
-        """Checkpoints of all tenants whose `expires_at` has passed; the caller deletes row and files."""
+    async def delete_expired_checkpoints(self, now: float) -> tuple[CheckpointRow, ...]:
+        """Remove the rows of all tenants whose `expires_at` has passed, the longest expired first; returns them.
+
+        At most a thousand at a time.
+        """
+        ...
+
+    async def copy_checkpoint(self, copy: CheckpointRow, run: RunRow, session: SessionRow | None) -> CheckpointRow:
+        """Insert a checkpoint that shares the files under `copy.key`, its run and, if given, its session.
+
+        Repeated (the session's idempotency key, or the run's session and number) it returns the first copy. Raises
+        NotFound when no checkpoint has these files any more, InvalidRequest when the repetition asks for another
+        source, or the run is taken by another kind of run.
+        """
+        ...
+
+    async def doomed_objects(self, key: str | None = None) -> tuple[str, ...]:
+        """Object keys that lost their last checkpoint (`key` alone, if it is one): their files must be deleted.
+
+        A key gets here in the same commit that deletes, replaces or refuses its last checkpoint.
+        """
+        ...
+
+    async def forget_doomed_object(self, key: str) -> None:
+        """The files under the key are deleted."""
         ...
 
     async def update_checkpoint(

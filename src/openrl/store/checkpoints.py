@@ -10,16 +10,50 @@ from openrl.store import audit, usage
 from openrl.store.base import CheckpointRow, Page
 from openrl.store.ledger import AuditEntry
 from openrl.store.rows import one_row, plain_values, rows_of, select_rows
-from openrl.store.schema import checkpoints
+from openrl.store.schema import checkpoints, doomed_objects
+
+EXPIRED_BATCH = 1000  # rows in one transaction, so that arrivals never wait long behind a large clean-up
 
 
-def put_checkpoint(connection: Connection, checkpoint: CheckpointRow) -> None:
+def put_checkpoint(connection: Connection, checkpoint: CheckpointRow, action: Literal["save", "copy"] = "save") -> None:
     """Insert a checkpoint in place of one with the same run, kind and name."""
     at = _is(checkpoint.run_id, checkpoint.kind, checkpoint.name)
+    replaced: list[str] = []
     for old in rows_of(connection, CheckpointRow, select_rows(CheckpointRow).where(at)):
-        _remove(connection, old, checkpoint.created_at)
+        connection.execute(delete(checkpoints).where(at))
+        usage.note_end_of_storage(connection, old, checkpoint.created_at)
+        replaced.append(old.key)
     connection.execute(checkpoints.insert(), plain_values(checkpoint))
-    audit.record(connection, checkpoint.tenant_id, checkpoint_entry(checkpoint, "save", checkpoint.created_at))
+    for key in replaced:
+        doom_if_unused(connection, key)
+    audit.record(connection, checkpoint.tenant_id, checkpoint_entry(checkpoint, action, checkpoint.created_at))
+
+
+def is_name_free(connection: Connection, run_id: str, kind: CheckpointKind, name: str, now: float) -> bool:
+    """Whether no checkpoint that has not expired has this name."""
+    return connection.scalar(select(checkpoints.c.key).where(_is(run_id, kind, name), _is_fresh(now))) is None
+
+
+def is_object_used(connection: Connection, key: str) -> bool:
+    """Whether a checkpoint has its files under this key."""
+    return connection.scalar(select(checkpoints.c.key).where(checkpoints.c.key == key).limit(1)) is not None
+
+
+def doom_if_unused(connection: Connection, key: str) -> None:
+    """Note that the files under a key must be deleted, unless a checkpoint has them."""
+    if not is_object_used(connection, key) and not list_doomed(connection, key):
+        connection.execute(doomed_objects.insert(), {"key": key})
+
+
+def list_doomed(connection: Connection, key: str | None) -> tuple[str, ...]:
+    """Keys whose files must be deleted; only `key`, if given."""
+    query = select(doomed_objects.c.key).order_by(doomed_objects.c.key)
+    return tuple(connection.scalars(query if key is None else query.where(doomed_objects.c.key == key)))
+
+
+def forget_doomed(connection: Connection, key: str) -> None:
+    """The files under a key are deleted."""
+    connection.execute(delete(doomed_objects).where(doomed_objects.c.key == key))
 
 
 def get_checkpoint(
@@ -52,18 +86,22 @@ def list_checkpoints(
     return Page(rows_of(connection, CheckpointRow, newest.limit(limit).offset(offset)), count)
 
 
-def expired_checkpoints(connection: Connection, now: float) -> tuple[CheckpointRow, ...]:
-    """Checkpoints of all tenants past their expiry, the longest expired first."""
+def delete_expired(connection: Connection, now: float) -> tuple[CheckpointRow, ...]:
+    """Remove a batch of the checkpoints of all tenants past their expiry, the longest expired first."""
     order = (checkpoints.c.expires_at, checkpoints.c.run_id, checkpoints.c.kind, checkpoints.c.name)
     query = select_rows(CheckpointRow).where(checkpoints.c.expires_at <= now).order_by(*order)
-    return rows_of(connection, CheckpointRow, query)
+    expired = rows_of(connection, CheckpointRow, query.limit(EXPIRED_BATCH))
+    for row in expired:
+        _remove(connection, row, now)
+        audit.record(connection, row.tenant_id, checkpoint_entry(row, "expire", now))
+    return expired
 
 
 def delete_checkpoint(
     connection: Connection, tenant_id: str, run_id: str, kind: CheckpointKind, name: str, now: float
 ) -> CheckpointRow:
     """Remove the tenant's own, expired or not."""
-    found = _owned(connection, tenant_id, run_id, kind, name)
+    found = owned_checkpoint(connection, tenant_id, run_id, kind, name)
     _remove(connection, found, now)
     audit.record(connection, tenant_id, checkpoint_entry(found, end_action(found, now), now))
     return found
@@ -80,7 +118,7 @@ def update_checkpoint(
     now: float,
 ) -> CheckpointRow:
     """Change the tenant's own; returns it as it is then."""
-    _owned(connection, tenant_id, run_id, kind, name, _is_fresh(now))
+    owned_checkpoint(connection, tenant_id, run_id, kind, name, _is_fresh(now))
     changes: dict[str, Any] = {}
     if is_public is not None:
         changes["is_public"] = is_public
@@ -88,7 +126,7 @@ def update_checkpoint(
         changes["expires_at"] = None if expires_at == "never" else expires_at
     if changes:
         connection.execute(update(checkpoints).where(_is(run_id, kind, name)).values(changes))
-    changed = _owned(connection, tenant_id, run_id, kind, name)
+    changed = owned_checkpoint(connection, tenant_id, run_id, kind, name)
     for entry in change_entries(changed, is_public, expires_at, now):
         audit.record(connection, tenant_id, entry)
     return changed
@@ -121,9 +159,10 @@ def change_entries(
 def _remove(connection: Connection, row: CheckpointRow, now: float) -> None:
     connection.execute(delete(checkpoints).where(_is(row.run_id, row.kind, row.name)))
     usage.note_end_of_storage(connection, row, now)
+    doom_if_unused(connection, row.key)
 
 
-def _owned(
+def owned_checkpoint(
     connection: Connection,
     tenant_id: str,
     run_id: str,
@@ -131,6 +170,7 @@ def _owned(
     name: str,
     *conditions: ColumnElement[bool],
 ) -> CheckpointRow:
+    """The tenant's own, expired or not, that meets the conditions."""
     owned = checkpoints.c.tenant_id == tenant_id
     query = select_rows(CheckpointRow).where(_is(run_id, kind, name), owned, *conditions)
     return one_row(connection, CheckpointRow, query, _title(run_id, kind, name))

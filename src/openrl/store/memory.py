@@ -21,6 +21,7 @@ from openrl.store.base import (
     SessionState,
     TenantRow,
 )
+from openrl.store.copies import check_repetition, check_session
 from openrl.store.ledger import Ledger
 from openrl.store.memory_blobs import MemoryBlobs
 from openrl.store.memory_ledger import MemoryLedger
@@ -210,19 +211,15 @@ class MemoryStore(MemoryLedger):
     async def finish(self, finished: Sequence[FinishedRequest]) -> None:
         for item in finished:
             _found(self._requests.get(item.request_id), f"request {item.request_id!r}")
-        before = dict(self._requests), dict(self._checkpoints), dict(self._samplers)
-        replaced = dict(self._checkpoints)
-        ended: list[FinishedRequest] = []
+        before = dict(self._requests), self._checkpoints.copy(), dict(self._samplers)
+        replaced = self._checkpoints.copy()
         try:
-            for item in finished:
-                if self._requests[item.request_id].state == "queued":
-                    await self._finish_one(item)
-                    ended.append(item)
+            ended = [await self._finish_one(item) for item in finished if self._is_queued(item)]
         except InvalidRequest:
             self._requests, self._checkpoints, self._samplers = before
             raise
         for row in (item.checkpoint for item in ended if item.checkpoint is not None):
-            if (old := replaced.get((row.run_id, row.kind, row.name))) is not None:
+            if (old := replaced.rows.get((row.run_id, row.kind, row.name))) is not None:
                 self._note_removed(old, row.created_at)
         self._note_ends(ended)
         await self._notify()
@@ -252,29 +249,52 @@ class MemoryStore(MemoryLedger):
 
     # -- checkpoints
     async def get_checkpoint(self, tenant_id: str, run_id: str, kind: CheckpointKind, name: str) -> CheckpointRow:
-        row = self._checkpoints.get((run_id, kind, name))
-        if row is None or _is_expired(row, self._clock()) or not (row.is_public or row.tenant_id == tenant_id):
-            raise NotFound(f"checkpoint {kind}/{name} of training run {run_id!r} does not exist")
-        return row
+        return self._checkpoints.get(tenant_id, run_id, kind, name)
 
     async def list_checkpoints(
         self, tenant_id: str, limit: int, offset: int, run_id: str | None = None
     ) -> Page[CheckpointRow]:
-        rows = [r for r in self._checkpoints.values() if r.tenant_id == tenant_id and not _is_expired(r, self._clock())]
-        rows = [row for row in rows if run_id in (None, row.run_id)]
-        rows.sort(key=lambda row: (row.created_at, row.run_id, row.kind, row.name), reverse=True)
-        return Page(tuple(rows[offset : offset + limit]), len(rows))
-
-    async def expired_checkpoints(self, now: float) -> tuple[CheckpointRow, ...]:
-        expired = [row for row in self._checkpoints.values() if _is_expired(row, now)]
-        return tuple(sorted(expired, key=lambda row: (row.expires_at, row.run_id, row.kind, row.name)))
+        return self._checkpoints.list(tenant_id, limit, offset, run_id)
 
     async def delete_checkpoint(self, tenant_id: str, run_id: str, kind: CheckpointKind, name: str) -> CheckpointRow:
-        row = self._checkpoints.get((run_id, kind, name))
-        _owned(row, tenant_id, f"checkpoint {kind}/{name} of training run {run_id!r}")
-        removed = self._checkpoints.pop((run_id, kind, name))
-        self._note_deleted(removed)
+        removed = self._checkpoints.delete(tenant_id, run_id, kind, name)
+        self._note_deleted(removed, self._clock())
         return removed
+
+    async def delete_expired_checkpoints(self, now: float) -> tuple[CheckpointRow, ...]:
+        expired = self._checkpoints.delete_expired(now)
+        for row in expired:
+            self._note_deleted(row, now)
+        return expired
+
+    async def copy_checkpoint(self, copy: CheckpointRow, run: RunRow, session: SessionRow | None) -> CheckpointRow:
+        sessions = dict(self._sessions)
+        try:
+            return await self._copy(copy, run, session)
+        except (InvalidRequest, NotFound):
+            self._sessions = sessions
+            raise
+
+    async def _copy(self, copy: CheckpointRow, run: RunRow, session: SessionRow | None) -> CheckpointRow:
+        if session is not None:
+            run = replace(run, session_id=(await self.create_session(session)).session_id)
+        for first in self._runs.values():
+            if _retry_of_run(first) == _retry_of_run(run):
+                check_repetition(first, run)
+                return self._checkpoints.owned(copy.tenant_id, first.spec.run_id, copy.kind, copy.name)
+        check_session(run, session)
+        if not self._checkpoints.is_used(copy.key):
+            raise NotFound(f"checkpoint {run.copied_from} does not exist")
+        _insert(self._runs, run.spec.run_id, run)
+        self._checkpoints.put(copy)
+        self._note_copied(copy)
+        return copy
+
+    async def doomed_objects(self, key: str | None = None) -> tuple[str, ...]:
+        return tuple(each for each in sorted(self._checkpoints.doomed) if key in (None, each))
+
+    async def forget_doomed_object(self, key: str) -> None:
+        self._checkpoints.doomed.discard(key)
 
     async def update_checkpoint(
         self,
@@ -286,13 +306,7 @@ class MemoryStore(MemoryLedger):
         is_public: bool | None = None,
         expires_at: float | Literal["never"] | None = None,
     ) -> CheckpointRow:
-        found = await self.get_checkpoint(tenant_id, run_id, kind, name)
-        row = _owned(found, tenant_id, f"checkpoint {kind}/{name} of training run {run_id!r}")
-        if is_public is not None:
-            row = replace(row, is_public=is_public)
-        if expires_at is not None:
-            row = replace(row, expires_at=None if expires_at == "never" else expires_at)
-        self._checkpoints[run_id, kind, name] = row
+        row = self._checkpoints.update(tenant_id, run_id, kind, name, is_public, expires_at)
         self._note_changed(row, is_public, expires_at)
         return row
 
@@ -312,7 +326,11 @@ class MemoryStore(MemoryLedger):
         await self._notify()
         return row
 
-    async def _finish_one(self, item: FinishedRequest) -> None:
+    def _is_queued(self, item: FinishedRequest) -> bool:
+        return self._requests[item.request_id].state == "queued"
+
+    async def _finish_one(self, item: FinishedRequest) -> FinishedRequest:
+        item = self._checkpoints.with_name_checked(item)
         self._requests[item.request_id] = replace(
             self._requests[item.request_id],
             state=item.state,
@@ -322,9 +340,10 @@ class MemoryStore(MemoryLedger):
             category=item.category,
         )
         if item.checkpoint is not None:
-            self._checkpoints[item.checkpoint.run_id, item.checkpoint.kind, item.checkpoint.name] = item.checkpoint
+            self._checkpoints.put(item.checkpoint)
         if item.sampler is not None:
             await self.create_sampler(item.sampler)
+        return item
 
     async def _notify(self) -> None:
         async with self._changed:
@@ -342,7 +361,7 @@ class MemoryStore(MemoryLedger):
         return any(ref.startswith(f"{pack}:") for ref in refs)
 
 
-R = TypeVar("R", SessionRow, SamplerRow, RequestRow, CheckpointRow)
+R = TypeVar("R", SessionRow, SamplerRow, RequestRow)
 
 
 def _found(row: T | None, what: str) -> T:
@@ -355,10 +374,6 @@ def _owned(row: R | None, tenant_id: str, what: str) -> R:
     if row is None or row.tenant_id != tenant_id:
         raise NotFound(f"{what} does not exist")
     return row
-
-
-def _is_expired(row: CheckpointRow, now: float) -> bool:
-    return row.expires_at is not None and row.expires_at <= now
 
 
 def _insert(rows: dict[str, T], row_id: str, row: T) -> T:

@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Literal
 
 from openrl.errors import NotFound
-from openrl.protocol.runs import CheckpointKind
 from openrl.store.base import (
     ApiKeyRow,
     CheckpointRow,
@@ -29,12 +28,11 @@ from openrl.store.ledger import (
     UsageReport,
     UsageRow,
 )
+from openrl.store.memory_checkpoints import MemoryCheckpoints
 from openrl.store.projects import move_entry
 from openrl.store.session_search import matches, summary
 from openrl.store.tenants import key_details
 from openrl.store.usage import UsageKey, add_up
-
-CheckpointId = tuple[str, CheckpointKind, str]
 
 
 class MemoryLedger:
@@ -46,7 +44,7 @@ class MemoryLedger:
         self._runs: dict[str, RunRow] = {}
         self._samplers: dict[str, SamplerRow] = {}
         self._requests: dict[str, RequestRow] = {}  # in order of position
-        self._checkpoints: dict[CheckpointId, CheckpointRow] = {}
+        self._checkpoints = MemoryCheckpoints(clock)
         self._projects: dict[tuple[str, str], float] = {}
         self._ends: dict[str, FinishedRequest] = {}
         self._usage: Counter[UsageKey] = Counter()
@@ -91,7 +89,7 @@ class MemoryLedger:
 
     async def storage(self, tenant_id: str, since: float, until: float) -> tuple[StorageSpan, ...]:
         now = self._clock()
-        live = [(row, row.expires_at if _is_over(row, now) else None) for row in self._checkpoints.values()]
+        live = [(row, row.expires_at if _is_over(row, now) else None) for row in self._checkpoints.rows.values()]
         held = [
             (row, end)
             for rows in (live, self._past)
@@ -136,8 +134,10 @@ class MemoryLedger:
     def _note_removed(self, row: CheckpointRow, now: float) -> None:
         self._past.append((row, now if row.expires_at is None else min(now, row.expires_at)))
 
-    def _note_deleted(self, row: CheckpointRow) -> None:
-        now = self._clock()
+    def _note_copied(self, row: CheckpointRow) -> None:
+        self._record(row.tenant_id, checkpoint_entry(row, "copy", row.created_at))
+
+    def _note_deleted(self, row: CheckpointRow, now: float) -> None:
         self._note_removed(row, now)
         self._record(row.tenant_id, checkpoint_entry(row, end_action(row, now), now))
 
@@ -149,7 +149,7 @@ class MemoryLedger:
 
     def _kept(self, run_ids: set[str]) -> list[CheckpointRow]:
         now = self._clock()
-        return [row for row in self._checkpoints.values() if row.run_id in run_ids and not _is_over(row, now)]
+        return [row for row in self._checkpoints.rows.values() if row.run_id in run_ids and not _is_over(row, now)]
 
     def _summary(self, session: SessionRow) -> SessionSummary:
         run_ids = {run.spec.run_id for run in self._runs.values() if run.session_id == session.session_id}

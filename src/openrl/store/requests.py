@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, func, select, update
 
 from openrl.errors import NotFound, SessionEnded
+from openrl.protocol.paths import CheckpointPath
 from openrl.protocol.runs import STATE_CHANGING_KINDS
 from openrl.store import checkpoints, samplers, usage
 from openrl.store.base import FinishedRequest, RequestRow, RunRow
@@ -87,12 +88,15 @@ def finish_requests(connection: Connection, calls: Sequence[Sequence[FinishedReq
     stored = {row.request_id: row for row in rows}
     answers: list[Ended | NotFound] = []
     effective: list[FinishedRequest] = []
+    taken: set[str] = set()
     for call in calls:
         unknown = [item.request_id for item in call if item.request_id not in stored]
         if unknown:
             answers.append(NotFound(f"request {unknown[0]!r} does not exist"))
             continue
-        answers.append(Ended(tuple(_end(call, stored, effective))))
+        queued = [item for item in call if stored[item.request_id].state == "queued"]
+        checked = [_with_name_checked(connection, item, taken) for item in queued]
+        answers.append(Ended(tuple(_end(checked, stored, effective))))
     _write_ends(connection, effective)
     usage.count(connection, ((stored[item.request_id], item) for item in effective))
     return answers
@@ -151,6 +155,28 @@ def _refusal(row: RequestRow, owners: dict[str, tuple[str, bool]]) -> Exception 
     if is_closed:
         return SessionEnded(f"training run {row.run_id!r} is closed and takes no more requests")
     return None
+
+
+def _with_name_checked(connection: Connection, item: FinishedRequest, taken: set[str]) -> FinishedRequest:
+    """The same end; failed if it saves under a name that is taken, by a row or in this batch, and must not replace."""
+    saved = item.checkpoint
+    if saved is None:
+        return item
+    path = str(CheckpointPath(saved.run_id, saved.kind, saved.name))
+    is_free = path not in taken and checkpoints.is_name_free(
+        connection, saved.run_id, saved.kind, saved.name, item.finished_at
+    )
+    if is_free or item.may_replace:
+        taken.add(path)
+        return item
+    checkpoints.doom_if_unused(connection, saved.key)
+    return name_taken(item, path)
+
+
+def name_taken(item: FinishedRequest, path: str) -> FinishedRequest:
+    """The failed end of a save whose name is taken."""
+    error = f"checkpoint {path} exists already; choose another name or delete it first"
+    return replace(item, state="failed", result_ref="", error=error, category="user", checkpoint=None)
 
 
 def _end(

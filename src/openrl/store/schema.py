@@ -86,6 +86,7 @@ runs = Table(
     Column("snapshot_key", String),
     Column("snapshot_seq_id", BigInteger, nullable=False),
     Column("is_closed", Boolean, nullable=False),
+    Column("copied_from", String),
     UniqueConstraint("tenant_id", "session_id", "model_seq_id", name="uq_runs_retry"),
     Index("ix_runs_listing", "tenant_id", "created_at"),
     Index("ix_runs_live", "created_at", sqlite_where=IS_LIVE_RUN, postgresql_where=IS_LIVE_RUN),
@@ -157,6 +158,7 @@ checkpoints = Table(
     Column("user_metadata", OPTIONAL_JSON),
     Index("ix_checkpoints_listing", "tenant_id", "created_at"),
     Index("ix_checkpoints_expiry", "expires_at"),
+    Index("ix_checkpoints_key", "key"),
 )
 
 projects = Table(
@@ -201,3 +203,6 @@ audit_log = Table(
     Column("details", JSON, nullable=False),
     Index("ix_audit_log_listing", "tenant_id", "created_at"),
 )
+
+# Files to delete: the row comes with the end of the last reference, and goes when the files are gone.
+doomed_objects = Table("doomed_objects", metadata, Column("key", String, primary_key=True))

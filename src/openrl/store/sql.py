@@ -12,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from openrl.errors import NotFound, Unavailable
 from openrl.protocol.runs import CheckpointKind
-from openrl.store import checkpoints, requests, retention, runs, samplers, sessions, tenants
+from openrl.store import checkpoints, copies, requests, retention, runs, samplers, sessions, tenants
 from openrl.store.base import (
     ApiKeyRow,
     Blobs,
@@ -211,11 +211,20 @@ class SqlStore:
     ) -> Page[CheckpointRow]:
         return await self._read(checkpoints.list_checkpoints, tenant_id, limit, offset, run_id, self._clock())
 
-    async def expired_checkpoints(self, now: float) -> tuple[CheckpointRow, ...]:
-        return await self._read(checkpoints.expired_checkpoints, now)
-
     async def delete_checkpoint(self, tenant_id: str, run_id: str, kind: CheckpointKind, name: str) -> CheckpointRow:
         return await self._change(checkpoints.delete_checkpoint, tenant_id, run_id, kind, name, self._clock())
+
+    async def delete_expired_checkpoints(self, now: float) -> tuple[CheckpointRow, ...]:
+        return await self._change(checkpoints.delete_expired, now)
+
+    async def copy_checkpoint(self, copy: CheckpointRow, run: RunRow, session: SessionRow | None) -> CheckpointRow:
+        return await self._change(copies.copy_checkpoint, copy, run, session)
+
+    async def doomed_objects(self, key: str | None = None) -> tuple[str, ...]:
+        return await self._read(checkpoints.list_doomed, key)
+
+    async def forget_doomed_object(self, key: str) -> None:
+        await self._change(checkpoints.forget_doomed, key)
 
     async def update_checkpoint(
         self,

@@ -1,6 +1,6 @@
 """Run state as files and back: checkpoints for clients, snapshots for ourselves. Only safetensors and JSON."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from openrl.errors import InvalidRequest
 from openrl.model.adapter import AdapterWeights, LoraPair
 from openrl.model.peft_files import PREFIX, WEIGHTS_FILE, adapter_files
+from openrl.protocol.age_files import encrypt_files
 from openrl.protocol.runs import RunSpec
 from openrl.protocol.wire import AdapterManifest
 from openrl.training.base import RunState
@@ -36,6 +37,13 @@ def training_files(run: RunSpec, state: RunState, base_model_path: Path) -> dict
         OPTIMIZER_FILE: _save(state.optimizer),
         MANIFEST_FILE: _manifest(run, has_optimizer=True),
     }
+
+
+def external_files(run: RunSpec, state: RunState, recipients: Sequence[str]) -> dict[str, bytes]:
+    """A PEFT directory for other tools, encrypted if there are recipients; our manifest beside it stays readable."""
+    # Not the model's path here: whoever downloads the files has the model under its public name.
+    files = adapter_files(_adapter(run, state), run.base_model.partition(":")[0])
+    return {**(encrypt_files(files, recipients) if recipients else files), MANIFEST_FILE: _manifest(run, False)}
 
 
 def snapshot_files(state: RunState) -> dict[str, bytes]:

@@ -15,6 +15,7 @@ from openrl.protocol.wire import (
     OptimStepRequest,
     SampleRequest,
     SamplingParams,
+    SaveWeightsExternalRequest,
     SaveWeightsForSamplerRequest,
     SaveWeightsRequest,
     TensorData,
@@ -56,6 +57,10 @@ class PayloadReader:
     def save_weights_for_sampler(self, item: WorkItem) -> SaveWeightsForSamplerRequest:
         """Name and lifetime of a sampler checkpoint, or the sampling session it is for."""
         return self._read(item, SaveWeightsForSamplerRequest)
+
+    def save_weights_external(self, item: WorkItem) -> SaveWeightsExternalRequest:
+        """Name, lifetime and readers of files for other tools."""
+        return self._read(item, SaveWeightsExternalRequest)
 
     def sample_job(self, item: WorkItem) -> SampleJob:
         """A sample request as the engine takes it."""

@@ -7,7 +7,14 @@ from openrl.protocol.paths import CheckpointPath, sampling_session_id
 from openrl.protocol.runs import CheckpointKind
 from openrl.rpc.messages import OpenRun, Report, RunSnapshotted, SavedCheckpoint, WorkItem
 from openrl.store.base import Blobs
-from openrl.worker.checkpoints import read_checkpoint, read_snapshot, sampler_files, snapshot_files, training_files
+from openrl.worker.checkpoints import (
+    external_files,
+    read_checkpoint,
+    read_snapshot,
+    sampler_files,
+    snapshot_files,
+    training_files,
+)
 from openrl.worker.deliverer import Product
 from openrl.worker.open_runs import OpenedRun, OpenRuns
 from openrl.worker.payloads import PayloadReader, encode_json
@@ -46,6 +53,7 @@ class RunFiles:
         def produce() -> Product:
             files = training_files(run.spec, state, run.engines.base_model.path)
             saved = self._write(item, "weights", request.path, files, request.ttl_seconds, request.user_metadata)
+            saved = replace(saved, may_replace=request.overwrite)
             return Product(encode_json({"path": _tinker_path(saved), "type": "save_weights"}), saved)
 
         return produce
@@ -66,6 +74,20 @@ class RunFiles:
             session_id = item.run_id.rpartition(":train:")[0]
             saved = replace(saved, sampler_id=sampling_session_id(session_id, number), sampling_session_seq_id=number)
             body = {"sampling_session_id": saved.sampler_id, "type": "save_weights_for_sampler"}
+            return Product(encode_json(body), saved)
+
+        return produce
+
+    def save_for_other_tools(self, item: WorkItem) -> Callable[[], Product]:
+        """As `save_for_training`, in the files that others read."""
+        run = self._runs.get(item.run_id)
+        request = self._payloads.save_weights_external(item)
+        state = run.engines.training.export_run(item.run_id)
+
+        def produce() -> Product:
+            files = external_files(run.spec, state, request.age_encryption_recipients or ())
+            saved = self._write(item, "external_weights", request.path, files, request.ttl_seconds, None)
+            body = {"path": _tinker_path(saved), "size_bytes": saved.size_bytes, "type": "save_weights_external"}
             return Product(encode_json(body), saved)
 
         return produce
@@ -102,6 +124,7 @@ class RunFiles:
             size_bytes=self._blobs.put_object(key, files),
             expires_at=None if ttl_s is None else self._wall_clock() + ttl_s,
             user_metadata=user_metadata,
+            may_replace=False,
         )
 
 

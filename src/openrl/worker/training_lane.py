@@ -188,6 +188,8 @@ class TrainingLane:
                 return self._files.save_for_training(item)
             case "save_weights_for_sampler":
                 return self._files.save_for_sampler(item)
+            case "save_weights_external":
+                return self._files.save_for_other_tools(item)
             case "forward" | "forward_backward" | "optim_step" | "sample":
                 raise RequestFailed(f"{item.kind} cannot run in a command of another kind", "server")
             case _:

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from starlette.responses import Response, StreamingResponse
 
-from openrl.errors import InvalidRequest
+from openrl.errors import InvalidRequest, NotFound
 from openrl.gateway.archive import stream_tar, tar_size
 from openrl.gateway.context import Call, Gateway, Route
 from openrl.gateway.download_links import DownloadGrant, open_grant, sign_grant
@@ -16,18 +16,17 @@ from openrl.gateway.routes.checkpoints import ADDRESS, address_of
 from openrl.protocol.paths import parse_checkpoint_kind
 from openrl.store.base import CheckpointRow
 
-LINK_LIFETIME_S = 900.0
 MARKER = "checkpoint_complete"
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 async def archive(call: Call) -> Response:
-    """Redirects to a link that can be fetched without a key for a quarter of an hour."""
+    """Redirects to a link that can be fetched without a key for a while."""
     at = address_of(call)
     gateway = call.gateway
     row = await gateway.store.get_checkpoint(call.tenant_id, at.run_id, at.kind, at.name)
     await asyncio.to_thread(_sizes, gateway, row)
-    expires_at = gateway.clock() + LINK_LIFETIME_S
+    expires_at = gateway.clock() + gateway.config.download_link_s
     token = sign_grant(DownloadGrant(call.tenant_id, at.run_id, at.kind, at.name, expires_at), gateway.signing_key)
     link = str(call.request.base_url) + "api/v1/archives/" + quote(token)
     expires = format_datetime(datetime.fromtimestamp(expires_at, UTC), usegmt=True)
@@ -38,6 +37,8 @@ async def download(call: Call) -> Response:
     """The adapter in PEFT's format as an uncompressed tar."""
     gateway = call.gateway
     grant = open_grant(call.path["token"], gateway.signing_key, gateway.clock())
+    if grant.file:
+        raise NotFound("this download link is for a single file")
     kind = parse_checkpoint_kind(grant.kind)
     row = await gateway.store.get_checkpoint(grant.tenant_id, grant.run_id, kind, grant.name)
     sizes = await asyncio.to_thread(_sizes, gateway, row)

@@ -1,7 +1,5 @@
 """Saved weights as resources: listings, publication, expiry, deletion, weights_info."""
 
-import asyncio
-
 from starlette.responses import Response
 
 from openrl.gateway.body import read_json
@@ -11,6 +9,7 @@ from openrl.gateway.query import MAX_PAGE, read_page
 from openrl.gateway.replies import json_reply, no_content, show_checkpoint, show_cursor
 from openrl.protocol.paths import CheckpointPath, parse_checkpoint_kind, parse_checkpoint_name
 from openrl.protocol.wire import CheckpointTtlRequest, WeightsInfoRequest
+from openrl.store.doomed import free_doomed_objects
 
 ADDRESS = "/training_runs/{run_id}/checkpoints/{kind}/{name}"
 
@@ -47,7 +46,7 @@ async def delete_checkpoint(call: Call) -> Response:
     """Forget a checkpoint and free its bytes."""
     at = address_of(call)
     row = await call.gateway.store.delete_checkpoint(call.tenant_id, at.run_id, at.kind, at.name)
-    await asyncio.to_thread(call.gateway.blobs.delete_object, row.key)
+    await free_doomed_objects(call.gateway.store, call.gateway.blobs, row.key)
     return no_content()
 
 

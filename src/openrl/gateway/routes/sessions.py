@@ -4,9 +4,9 @@ import asyncio
 
 from starlette.responses import Response
 
-from openrl.errors import InvalidRequest
 from openrl.gateway.body import read_json
 from openrl.gateway.context import Call, Route
+from openrl.gateway.idempotency import idempotency_key
 from openrl.gateway.metadata import check_metadata
 from openrl.gateway.query import check_access_scope, read_page
 from openrl.gateway.replies import json_reply, no_content, show_metadata
@@ -14,17 +14,10 @@ from openrl.protocol.wire import CreateSessionRequest, FinishSessionRequest, Ses
 from openrl.store.base import SessionRow
 from openrl.store.ledger import DEFAULT_PROJECT
 
-_MAX_KEY_CHARACTERS = 256
-
 
 async def create_session(call: Call) -> Response:
     """A new session; a repeated idempotency key gives the first one again."""
     request = await read_json(call, CreateSessionRequest)
-    key = call.request.headers.get("x-idempotency-key")
-    if key is not None and (len(key) > _MAX_KEY_CHARACTERS or not key.isprintable()):
-        raise InvalidRequest(
-            f"X-Idempotency-Key must be printable and at most {_MAX_KEY_CHARACTERS} characters long", "malformed"
-        )
     now = call.gateway.clock()
     session = SessionRow(
         session_id=call.gateway.new_id(),
@@ -36,7 +29,7 @@ async def create_session(call: Call) -> Response:
         user_metadata=check_metadata(request.user_metadata),
         display_name=request.display_name,
         project_id=request.project_id or DEFAULT_PROJECT,
-        idempotency_key=key,
+        idempotency_key=idempotency_key(call),
     )
     stored = await call.gateway.store.create_session(session)
     return json_reply({"type": "create_session", "session_id": stored.session_id})

@@ -8,7 +8,7 @@ from starlette.responses import Response
 from openrl.errors import BadValue, InvalidRequest, NotFound
 from openrl.gateway.admission import admit_forward_backward, admit_optim_step, check_sampler_save
 from openrl.gateway.body import BodyTooLarge, read_body
-from openrl.gateway.checkpoint_access import checkpoint_exists
+from openrl.gateway.checkpoint_access import check_name_is_free
 from openrl.gateway.context import Call, Route
 from openrl.gateway.metadata import check_metadata
 from openrl.gateway.replies import future_reply
@@ -93,7 +93,7 @@ async def _admit_save(call: Call, run: RunRow, request: SaveWeightsRequest, body
     check_metadata(request.user_metadata)
     path = CheckpointPath(run.spec.run_id, "weights", parse_checkpoint_name(request.path))
     if not request.overwrite:
-        await _check_is_free(call, path)
+        await check_name_is_free(call, path)
     return body
 
 
@@ -109,14 +109,8 @@ async def _admit_sampler_save(call: Call, run: RunRow, request: SaveWeightsForSa
     check_metadata(request.user_metadata)
     if request.path is not None:
         path = CheckpointPath(run.spec.run_id, "sampler_weights", parse_checkpoint_name(request.path))
-        await _check_is_free(call, path)
+        await check_name_is_free(call, path)
     return body
-
-
-async def _check_is_free(call: Call, path: CheckpointPath) -> None:
-    """A taken name is an error of the request, never 409: clients retry that for minutes (tinker-api P9)."""
-    if await checkpoint_exists(call, path):
-        raise InvalidRequest(f"checkpoint {path} exists already; choose another name or delete it first", "name_taken")
 
 
 ROUTES = (

@@ -1,0 +1,83 @@
+"""Weights for other tools: queued saves, and links to their files that need no key (tinker-api §5.6)."""
+
+import asyncio
+import os
+from pathlib import Path
+from urllib.parse import quote
+
+from starlette.responses import FileResponse, Response
+
+from openrl.errors import InvalidRequest, NotFound
+from openrl.gateway.body import read_body
+from openrl.gateway.checkpoint_access import MANIFEST_FILE, check_name_is_free
+from openrl.gateway.context import Call, Gateway, Route
+from openrl.gateway.download_links import DownloadGrant, open_grant, sign_grant
+from openrl.gateway.replies import json_reply, show_time
+from openrl.gateway.routes.checkpoints import ADDRESS, address_of
+from openrl.gateway.submission import submit_json
+from openrl.protocol.age_files import parse_recipient
+from openrl.protocol.paths import CheckpointPath, parse_checkpoint_name
+from openrl.protocol.wire import SaveWeightsExternalRequest
+from openrl.store.base import CheckpointRow, RunRow
+
+
+async def save_weights_external(call: Call) -> Response:
+    """Queue files that other tools read."""
+    return await submit_json(
+        call, await read_body(call), "save_weights_external", SaveWeightsExternalRequest, _admit_save
+    )
+
+
+async def _admit_save(call: Call, run: RunRow, request: SaveWeightsExternalRequest, body: bytes) -> bytes:
+    if request.age_encryption_recipients == ():
+        raise InvalidRequest("age_encryption_recipients is empty; leave it out to store the files as they are")
+    for recipient in request.age_encryption_recipients or ():
+        parse_recipient(recipient)
+    await check_name_is_free(
+        call, CheckpointPath(run.spec.run_id, "external_weights", parse_checkpoint_name(request.path))
+    )
+    return body
+
+
+async def external_weights_urls(call: Call) -> Response:
+    """A link for each file, good for a while without a key; every call signs new ones."""
+    at, gateway = address_of(call), call.gateway
+    if at.kind != "external_weights":
+        raise InvalidRequest(f"{at} is of kind {at.kind}; only external_weights have links to single files")
+    row = await gateway.store.get_checkpoint(call.tenant_id, at.run_id, at.kind, at.name)
+    sizes = await asyncio.to_thread(gateway.blobs.list_object, row.key)
+    expires_at = gateway.clock() + gateway.config.download_link_s
+    urls = {name: _link(call, at, name, expires_at) for name in sizes if name != MANIFEST_FILE}
+    return json_reply({"urls": urls, "expires": show_time(expires_at)})
+
+
+def _link(call: Call, at: CheckpointPath, file: str, expires_at: float) -> str:
+    grant = DownloadGrant(call.tenant_id, at.run_id, at.kind, at.name, expires_at, file)
+    token = sign_grant(grant, call.gateway.signing_key)
+    return f"{call.request.base_url}api/v1/external_weights/{quote(token)}"
+
+
+async def download(call: Call) -> Response:
+    """One file, streamed from disk."""
+    gateway = call.gateway
+    grant = open_grant(call.path["token"], gateway.signing_key, gateway.clock())
+    if not grant.file:
+        raise NotFound("this download link is for an archive")
+    row = await gateway.store.get_checkpoint(grant.tenant_id, grant.run_id, "external_weights", grant.name)
+    path, status = await asyncio.to_thread(_find, gateway, row, grant.file)
+    return FileResponse(path, media_type="application/octet-stream", filename=path.name, stat_result=status)
+
+
+def _find(gateway: Gateway, row: CheckpointRow, file: str) -> tuple[Path, os.stat_result]:
+    path = Path(gateway.blobs.open_path(row.key, file))
+    try:
+        return path, path.stat()
+    except FileNotFoundError:  # deleted in this moment
+        raise NotFound(f"file {file!r} does not exist") from None
+
+
+ROUTES = (
+    Route("POST", "/save_weights_external", save_weights_external),
+    Route("GET", f"{ADDRESS}/external_weights_urls", external_weights_urls),
+    Route("GET", "/external_weights/{token}", download, is_public=True),
+)

@@ -1,0 +1,85 @@
+"""Links to files under a clock of our own."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from openrl.config import GatewayConfig
+from tests.gateway.gateway_server import KEYS, GatewayServer
+from tests.gateway.raw_client import Owned, create_owned, result
+
+LIFETIME_S = 400.0
+
+
+class Site:
+    def __init__(self, root: Path) -> None:
+        self.now = 1_800_000_000.0
+        self.server = GatewayServer(root, GatewayConfig(download_link_s=LIFETIME_S), lambda: self.now)
+        self.server.start()
+        self.http = httpx.Client(base_url=f"{self.server.url}/api/v1", headers={"X-API-Key": KEYS["alice"]}, timeout=10)
+
+    def close(self) -> None:
+        self.http.close()
+        self.server.stop()
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    site = Site(tmp_path)
+    yield site
+    site.close()
+
+
+def urls_of(site: Site, owned: Owned, name: str) -> dict[str, str]:
+    answer = site.http.get(f"training_runs/{owned.run_id}/checkpoints/external_weights/{name}/external_weights_urls")
+    assert answer.status_code == 200, answer.text
+    return answer.json()["urls"]
+
+
+def statuses(urls: dict[str, str]) -> set[int]:
+    return {httpx.get(url).status_code for url in urls.values()}
+
+
+def test_links_expire_and_each_call_signs_new_ones(site: Site):
+    owned = create_owned(site.http)
+    result(site.http, "save_weights_external", {"model_id": owned.run_id, "seq_id": 3, "path": "x"})
+    first = urls_of(site, owned, "x")
+    assert statuses(first) == {200}
+    site.now += LIFETIME_S - 1
+    second = urls_of(site, owned, "x")
+    assert (statuses(first), statuses(second)) == ({200}, {200})
+    assert not set(first.values()) & set(second.values())
+    site.now += 2
+    assert (statuses(first), statuses(second)) == ({404}, {200})
+
+
+def test_links_end_with_the_lifetime_of_the_checkpoint(site: Site):
+    owned = create_owned(site.http)
+    result(site.http, "save_weights_external", {"model_id": owned.run_id, "seq_id": 3, "path": "x"})
+    address = f"training_runs/{owned.run_id}/checkpoints/external_weights/x"
+    assert site.http.put(f"{address}/ttl", json={"ttl_seconds": 3600}).status_code == 204
+    site.now += 3599
+    urls = urls_of(site, owned, "x")
+    assert statuses(urls) == {200}
+    site.now += 1
+    assert statuses(urls) == {404}
+    assert site.http.get(f"{address}/external_weights_urls").status_code == 404
+
+
+def test_a_link_to_an_archive_gives_no_file_and_one_to_a_file_no_archive(site: Site):
+    owned = create_owned(site.http)
+    result(site.http, "save_weights_external", {"model_id": owned.run_id, "seq_id": 3, "path": "x"})
+    archive = site.http.get(f"training_runs/{owned.run_id}/checkpoints/weights/w/archive").headers["Location"]
+    file = urls_of(site, owned, "x")["adapter_config.json"]
+    assert httpx.get(archive).status_code == 200
+    assert httpx.get(archive.replace("/archives/", "/external_weights/")).status_code == 404
+    assert httpx.get(file.replace("/external_weights/", "/archives/")).status_code == 404
+
+
+def test_only_external_weights_have_links_to_single_files(site: Site):
+    owned = create_owned(site.http)
+    answer = site.http.get(f"training_runs/{owned.run_id}/checkpoints/weights/w/external_weights_urls")
+    assert answer.status_code == 400
+    assert "kind weights" in answer.json()["detail"]

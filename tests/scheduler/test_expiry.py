@@ -1,0 +1,71 @@
+"""Checkpoints past their time under a clock of our own: rows and bytes on disk."""
+
+from pathlib import Path
+
+from openrl.scheduler.housekeeping import Housekeeping
+from openrl.store.base import CheckpointRow
+from openrl.store.blobs import DirectoryBlobs
+from openrl.store.sql import SqlStore, create_store
+from tests.store.rows_for_tests import ALICE, BOB, checkpoint, done, request, run, session
+
+HOUR = 3600.0
+FILES = {"adapter_model.safetensors": b"w" * 50_000, "openrl.json": b"{}"}
+SIZE = sum(map(len, FILES.values()))
+
+
+def disk_bytes(root: Path) -> int:
+    return sum(path.stat().st_size for path in (root / "objects").rglob("*") if path.is_file())
+
+
+async def save(store: SqlStore, blobs: DirectoryBlobs, name: str, expires_at: float | None, seq_id: int) -> None:
+    row = checkpoint(name, expires_at=expires_at, size_bytes=blobs.put_object(f"checkpoints/{name}", FILES))
+    queued = await store.enqueue(request("saver", seq_id, kind="save_weights"), b"p")
+    await store.finish([done(queued.request_id, checkpoint=row)])
+
+
+async def copy(store: SqlStore, name: str, expires_at: float | None) -> CheckpointRow:
+    """Bob's copy of Alice's checkpoint."""
+    owner = run("c:train:0", BOB, session_id="c", is_closed=True, copied_from=f"tinker://r1/weights/{name}")
+    row = checkpoint(name, BOB, run_id="c:train:0", key=f"checkpoints/{name}", expires_at=expires_at)
+    return await store.copy_checkpoint(row, owner, session("c", BOB, state="finished"))
+
+
+async def test_a_checkpoint_past_its_time_frees_its_bytes_and_shared_ones_go_with_the_last_copy(tmp_path: Path):
+    clock = [1000.0]
+    blobs = DirectoryBlobs(tmp_path)
+    store = await create_store(f"sqlite:///{tmp_path}/store.db", blobs, lambda: clock[0])
+    housekeeping = Housekeeping(store, blobs, 300.0, lambda _: None)
+
+    async def listed_and_stored(at: float) -> tuple[int, int, int]:
+        clock[0] = at
+        await housekeeping.delete_expired_checkpoints(at)
+        alices, bobs = await store.list_checkpoints(ALICE, 10, 0), await store.list_checkpoints(BOB, 10, 0)
+        return alices.total_count, bobs.total_count, disk_bytes(tmp_path) // SIZE
+
+    await save(store, blobs, "alone", 1000.0 + HOUR, 1)
+    await save(store, blobs, "shared", 1000.0 + HOUR, 2)
+    await save(store, blobs, "kept", None, 3)
+    await copy(store, "shared", 1000.0 + 3 * HOUR)
+    assert disk_bytes(tmp_path) == 3 * SIZE
+    assert await listed_and_stored(1000.0 + HOUR - 1) == (3, 1, 3)
+    assert await listed_and_stored(1000.0 + HOUR) == (1, 1, 2)
+    assert await listed_and_stored(1000.0 + 3 * HOUR - 1) == (1, 1, 2)
+    assert await listed_and_stored(1000.0 + 3 * HOUR) == (1, 0, 1)
+    assert disk_bytes(tmp_path) == SIZE
+    await store.close()
+    blobs.close()
+
+
+async def test_files_that_a_killed_server_left_behind_are_freed_by_the_next(tmp_path: Path):
+    blobs = DirectoryBlobs(tmp_path)
+    url = f"sqlite:///{tmp_path}/store.db"
+    store = await create_store(url, blobs, lambda: 0.0)
+    await save(store, blobs, "a", None, 1)
+    await store.delete_checkpoint(ALICE, "r1", "weights", "a")  # and is killed before it deletes the files
+    await store.close()
+    assert disk_bytes(tmp_path) == SIZE
+    store = await create_store(url, blobs, lambda: 0.0)
+    await Housekeeping(store, blobs, 300.0, lambda _: None).delete_expired_checkpoints(0.0)
+    assert disk_bytes(tmp_path) == 0
+    await store.close()
+    blobs.close()
