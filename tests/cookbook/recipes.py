@@ -130,3 +130,12 @@ class Recipes:
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def interrupted(run: Run, name: str, copy: Path) -> Path:
+    """A log directory as the run would have left it when it ended just after the checkpoint of that name."""
+    saved = run.checkpoints
+    last = [each["name"] for each in saved].index(name)
+    copy.mkdir(parents=True)
+    (copy / "checkpoints.jsonl").write_text("".join(json.dumps(each) + "\n" for each in saved[: last + 1]))
+    return copy

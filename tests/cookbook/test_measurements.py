@@ -1,9 +1,9 @@
-"""Recipes that measure a model without training it."""
+"""Recipes that score: steps of a thought, choices, and forecasts as choices."""
 
 import json
 
 from tests.cookbook.chat_model import SERVED_NAME
-from tests.cookbook.recipes import MODEL, NO_LOG, Recipes
+from tests.cookbook.recipes import FRESH, MODEL, NO_LOG, Recipes
 
 
 def test_steps_of_a_thought_are_scored(recipes: Recipes):
@@ -25,3 +25,15 @@ def test_a_choice_is_scored_by_target_prompt_logprobs(recipes: Recipes):
     totals = [sum(answer.values()) for answer in found]
     assert all(abs(total - 1) < 1e-3 for total in totals)
     recipes.note(run, "probabilities of four choices sum to 1", f"{totals[0]:.4f}")
+
+
+def test_forecasts_are_trained_as_choices_with_a_loss_of_their_own(recipes: Recipes):
+    data = f"data_path={recipes.workspace / 'prophet.csv'}"
+    run = recipes.run("decisions.forecasting", MODEL, FRESH, data, "batch_size=4", "max_steps=3")
+    assert len(run.values("train/loss")) == 3
+    scores = run.values("test/brier_reward")
+    assert len(scores) == 2
+    assert all(0 <= score <= 1 for score in scores)
+    recipes.note(
+        run, "custom loss over (N, K) targets; validation before and after", f"{scores[0]:.2f}, {scores[1]:.2f}"
+    )

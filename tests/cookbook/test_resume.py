@@ -1,33 +1,22 @@
 """An interrupted recipe, started again, goes on as if nothing had happened: every bit of it."""
 
-import json
-from pathlib import Path
-from typing import Any
-
 import pytest
 
 from tests.contracts.saved_state import read_state, same_state
 from tests.cookbook.chat_model import SERVED_NAME
-from tests.cookbook.recipes import FRESH, GRADE_SCHOOL, MODEL, RESUME, Recipes, Run
-
-CLOCKS = ("time", "batch_time", "clock", "progress/done")
+from tests.cookbook.recipes import FRESH, GRADE_SCHOOL, MODEL, RESUME, Recipes, Run, interrupted
 
 
-def interrupted(run: Run, name: str, copy: Path) -> Path:
-    """A log directory as the run would have left it when it ended just after the checkpoint of that name."""
-    saved = run.checkpoints
-    last = [each["name"] for each in saved].index(name)
-    copy.mkdir(parents=True)
-    (copy / "checkpoints.jsonl").write_text("".join(json.dumps(each) + "\n" for each in saved[: last + 1]))
-    return copy
-
-
-def numbers(run: Run, first_step: int) -> list[dict[str, Any]]:
-    """All metrics from that step on, but for clocks and sums over the whole run."""
+def numbers(run: Run, first_step: int) -> list[dict[str, float]]:
+    """What each step from that one on measured, but for clocks and for counts over the whole run."""
     return [
-        {name: value for name, value in step.items() if not name.startswith(CLOCKS) and "cumulative" not in name}
+        {
+            name: value
+            for name, value in step.items()
+            if isinstance(value, int | float) and "time" not in name and "cumulative" not in name
+        }
         for step in run.metrics
-        if step["step"] >= first_step and any("nll" in name or "grad" in name or "loss" in name for name in step)
+        if step["step"] >= first_step
     ]
 
 
@@ -55,37 +44,23 @@ def teacher(recipes: Recipes) -> Run:
 
 
 def test_reinforcement_resumes_bit_for_bit(recipes: Recipes, teacher: Run):
-    """Greedy rollouts and a KL penalty against the base: the only random numbers of the recipe are its samples."""
+    """Rollouts are greedy, for samples are the one thing that differs from run to run; a KL penalty gives gradients."""
     options = (
         MODEL, *GRADE_SCHOOL, "max_tokens=8", "max_steps=4", "save_every=2", "temperature=0.0",
         "loss_fn=importance_sampling", "kl_penalty_coef=1.0",
         "kl_reference_config=tinker_cookbook.rl.train:KLReferenceConfig",
         f"kl_reference_config.base_model={SERVED_NAME}",
-        f"load_checkpoint_path={teacher.checkpoints[-1]['state_path']}",
+        f"kl_reference_config.load_checkpoint_path={teacher.checkpoints[-1]['sampler_path']}",
     )  # fmt: skip
     whole = recipes.run("rl_basic", *options)
-    assert min(whole.values("grad_norm")) > 0
+    norms = whole.values("grad_norm")
+    assert min(norms) > 0.1
     log = interrupted(whole, "000002", recipes.new_log("rl_basic"))
     resumed = recipes.run("rl_basic", *options, log=log, answers="resume\n")
     assert_equal(recipes, whole, resumed, first_step=2)
-    norm = whole.values("grad_norm")[-1]
-    recipes.note([whole, resumed], "resumed at step 2: metrics, adapter and optimizer bit-equal", f"norm {norm:.6f}")
-
-
-def test_on_policy_distillation_resumes_bit_for_bit(recipes: Recipes, teacher: Run):
-    options = (
-        MODEL, f"teacher_model={SERVED_NAME}", f"teacher_checkpoint={teacher.checkpoints[-1]['sampler_path']}",
-        "groups_per_batch=4", "group_size=1", "max_tokens=8", "max_steps=4", "save_every=2", "eval_every=0",
-        "temperature=0.0", "lora_rank=8",
-    )  # fmt: skip
-    whole = recipes.run("distillation.on_policy_distillation", FRESH, *options)
-    divergence = whole.values("teacher_kl")
-    assert min(divergence) > 0
-    log = interrupted(whole, "000002", recipes.new_log("distillation"))
-    resumed = recipes.run("distillation.on_policy_distillation", RESUME, *options, log=log)
-    assert_equal(recipes, whole, resumed, first_step=2)
-    figure = f"teacher_kl {divergence[-1]:.6f}"
-    recipes.note([whole, resumed], "resumed at step 2: metrics, adapter and optimizer bit-equal", figure)
+    recipes.note(
+        [whole, resumed], "resumed at step 2: metrics, adapter and optimizer bit-equal", f"norm {norms[-1]:.6f}"
+    )
 
 
 def test_dpo_resumes_from_the_same_weights(recipes: Recipes):

@@ -3,7 +3,7 @@
 import json
 
 from tests.cookbook.chat_model import SERVED_NAME
-from tests.cookbook.recipes import FRESH, MODEL, NO_LOG, RESUME, Recipes, Run
+from tests.cookbook.recipes import FRESH, MODEL, NO_LOG, RESUME, Recipes, Run, interrupted
 
 CHAT = ("batch_size=8", "save_every=2", "rolling_save_every=1", "eval_every=2", "learning_rate=0.001")
 
@@ -23,11 +23,10 @@ def test_chat_sl_saves_as_it_goes_and_resumes(recipes: Recipes):
     assert saved[-1]["name"] == "final"
     assert saved[-1]["sampler_path"].startswith("tinker://")
     assert any(each.get("rolling") for each in saved)
-    # Without its last line the recipe takes the training for unfinished.
-    (run.log / "checkpoints.jsonl").write_text("".join(json.dumps(each) + "\n" for each in saved[:-1]))
-    resumed = recipes.run("chat_sl.train", RESUME, *options, "max_steps=6", log=run.log)
-    assert resumed.metrics[-1]["step"] == 5
-    recipes.note(resumed, "goes on from the checkpoint before the last", falls(resumed))
+    log = interrupted(run, "000002", recipes.new_log("chat_sl"))
+    resumed = recipes.run("chat_sl.train", RESUME, *options, "max_steps=6", log=log)
+    assert [step["step"] for step in resumed.metrics] == [2, 3, 4, 5]
+    recipes.note(resumed, "goes on from the checkpoint of step 2", falls(resumed))
 
 
 def test_sl_basic_lowers_its_loss(recipes: Recipes):
