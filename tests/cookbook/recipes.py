@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import time
 from collections.abc import Sequence
@@ -26,8 +27,6 @@ GRADE_SCHOOL = (
     f"dataset_builder.model_name_for_tokenizer={SERVED_NAME}",
 )
 """What rl_basic has, in small; its own batch is 128 problems of 16 rollouts."""
-NO_LOG = "no log_path"
-"""Given as an option to recipes that choose the directory themselves."""
 RECIPE_TIMEOUT_S = 600
 
 
@@ -65,26 +64,25 @@ class Recipes:
     workspace: Path
     rows: list[Row] = field(default_factory=list[Row])
 
-    def run(self, recipe: str, *options: str, log: Path | None = None, answers: str = "", source: str = "") -> Run:
+    def run(
+        self,
+        recipe: str,
+        *options: str,
+        log: Path | None = None,
+        own_log: bool = False,
+        answers: str = "",
+        source: str = "",
+    ) -> Run:
         """Run `tinker_cookbook.recipes.<recipe>`, from the `source` of another version where one is given.
 
-        `log_path` is a new directory unless `log` names one; `answers` stands on its standard input.
+        `log_path` is a new directory unless `log` names one, or the recipe makes its `own_log`;
+        `answers` stands on its standard input.
         """
         log = log or self.new_log(recipe)
-        given = tuple(each for each in options if each != NO_LOG)
-        logs = () if NO_LOG in options else (f"log_path={log}",)
+        logs = () if own_log else (f"log_path={log}",)
         started = time.monotonic()
-        output = self._python(("-m", f"tinker_cookbook.recipes.{recipe}", *given, *logs), source, answers)
-        return Run(recipe, given, log, output, time.monotonic() - started)
-
-    def download_weights(self, path: str, directory: Path, source: str = "") -> None:
-        """Call the cookbook's own function for it."""
-        program = (
-            "import sys\n"
-            "from tinker_cookbook import weights\n"
-            "weights.download(tinker_path=sys.argv[1], output_dir=sys.argv[2])\n"
-        )
-        self._python(("-c", program, path, str(directory)), source)
+        output = self._python(("-m", f"tinker_cookbook.recipes.{recipe}", *options, *logs), source, answers)
+        return Run(recipe, options, log, output, time.monotonic() - started)
 
     def new_log(self, recipe: str) -> Path:
         logs = self.workspace / "runs"
@@ -94,7 +92,7 @@ class Recipes:
         """What the table says of these runs."""
         runs = [runs] if isinstance(runs, Run) else runs
         options = " ".join(each for each in runs[0].options if each not in (MODEL, FRESH, RESUME))
-        told = options.replace(str(self.workspace) + "/", "")
+        told = re.sub(r"tinker://\S+/", "tinker://…/", options.replace(f"{self.workspace}/", ""))
         self.rows.append(Row(runs[0].recipe, told, sum(run.seconds for run in runs), checked, figure))
 
     def _python(self, arguments: Sequence[str], source: str, answers: str = "") -> str:

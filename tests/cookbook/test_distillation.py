@@ -3,7 +3,7 @@
 import pytest
 
 from tests.cookbook.chat_model import SERVED_NAME
-from tests.cookbook.recipes import FRESH, MODEL, NO_LOG, Recipes
+from tests.cookbook.recipes import FRESH, MODEL, Recipes
 
 SIZE = ("group_size=2", "max_tokens=16", "eval_every=0", "lora_rank=8")
 BENCHMARK = ("groups_per_batch=4", "max_tokens=24", "max_steps=2", "sft_batch_size=4", "sft_max_steps=2", "lora_rank=8")
@@ -47,7 +47,7 @@ def test_self_distillation_on_the_other_data_set(recipes: Recipes):
 def test_the_benchmark_of_self_distillation_trains_and_measures_both_ways(recipes: Recipes):
     data = f"data_dir={recipes.workspace / 'self-distillation'}"
     logs = f"log_root={recipes.workspace / 'runs' / 'benchmark'}"
-    run = recipes.run("sdft.benchmark", NO_LOG, MODEL, FRESH, "dataset=science", data, logs, *BENCHMARK)
+    run = recipes.run("sdft.benchmark", MODEL, FRESH, "dataset=science", data, logs, *BENCHMARK, own_log=True)
     recipes.note(run, "base, SFT and SDFT measured", "done")
 
 
@@ -55,5 +55,5 @@ def test_one_task_is_learned_after_another(recipes: Recipes):
     data = f"data_dir={recipes.workspace / 'self-distillation'}"
     logs = f"log_root={recipes.workspace / 'runs' / 'continual'}"
     size = ("batch_size=6", "max_tokens=16", "lora_rank=8", "methods=sft,sdft_is", "learning_rates=1e-4")
-    run = recipes.run("sdft.run_continual_learning", NO_LOG, MODEL, data, logs, *size)
+    run = recipes.run("sdft.run_continual_learning", MODEL, data, logs, *size, own_log=True)
     recipes.note(run, "two stages each of SFT and of SDFT by importance sampling", "done")

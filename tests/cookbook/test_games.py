@@ -1,7 +1,7 @@
 """Recipes that play: many turns, two players of whom one waits for the other, a second model that answers."""
 
 from tests.cookbook.player_model import PLAYER_NAME
-from tests.cookbook.recipes import FRESH, MODEL, NO_LOG, Recipes
+from tests.cookbook.recipes import FRESH, MODEL, Recipes
 
 NO_THINKING = "renderer_name=qwen3_disable_thinking"
 SMALL = ("batch_size=4", "group_size=2", "max_tokens=8", "max_steps=1", "eval_every=0")
@@ -31,5 +31,6 @@ def test_players_take_turns_without_waiting_for_ever_and_can_be_measured(recipes
     path = run.checkpoints[-1]["sampler_path"]
     for opponent in ("random", "base_model"):
         games = ("mode=eval", f"opponent={opponent}", "num_games=2", f"checkpoint_path={path}")
-        played = recipes.run("multiplayer_rl.text_arena.play", NO_LOG, player, NO_THINKING, *games)
+        played = recipes.run("multiplayer_rl.text_arena.play", player, NO_THINKING, *games, own_log=True)
         assert "Game 2" in played.output
+        recipes.note(played, "two games against the opponent", "done")

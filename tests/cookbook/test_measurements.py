@@ -3,11 +3,11 @@
 import json
 
 from tests.cookbook.chat_model import SERVED_NAME
-from tests.cookbook.recipes import FRESH, MODEL, NO_LOG, Recipes
+from tests.cookbook.recipes import FRESH, MODEL, Recipes
 
 
 def test_steps_of_a_thought_are_scored(recipes: Recipes):
-    fixed = recipes.run("true_thinking_score.run_small_experiment", NO_LOG)
+    fixed = recipes.run("true_thinking_score.run_small_experiment", own_log=True)
     results = json.loads((recipes.workspace / "runs" / "tts-experiment" / "tts_results.json").read_text())
     assert not [problem for problem in results["problems"] if "error" in problem]
     recipes.note(fixed, "every problem scored, none failed", f"{results['aggregate']['n_problems']} problems")
@@ -19,7 +19,7 @@ def test_steps_of_a_thought_are_scored(recipes: Recipes):
 
 def test_a_choice_is_scored_by_target_prompt_logprobs(recipes: Recipes):
     questions = "How do I log in?\nWhat does it cost?\n"
-    run = recipes.run("decisions.demo", NO_LOG, f"--model_name={SERVED_NAME}", answers=questions)
+    run = recipes.run("decisions.demo", f"--model_name={SERVED_NAME}", answers=questions, own_log=True)
     found = [json.loads("{" + part.split("}")[0] + "}") for part in run.output.split("{")[1:]]
     assert len(found) == 2
     totals = [sum(answer.values()) for answer in found]

@@ -1,7 +1,7 @@
 """Preference recipes: DPO begins at ln 2, the pipeline of three stages ends, a policy learns to be short."""
 
 from tests.cookbook.chat_model import SERVED_NAME
-from tests.cookbook.recipes import FRESH, MODEL, NO_LOG, Recipes, Run
+from tests.cookbook.recipes import FRESH, MODEL, Recipes, Run
 
 
 def test_dpo_begins_at_ln_2(recipes: Recipes):
@@ -14,7 +14,7 @@ def test_dpo_begins_at_ln_2(recipes: Recipes):
 
 
 def test_a_policy_learns_to_be_shorter(recipes: Recipes):
-    size = ("batch_size=8", "group_size=8", "learning_rate=0.001", "max_steps=12", "eval_every=0")
+    size = ("batch_size=8", "group_size=16", "learning_rate=0.0005", "max_steps=12", "eval_every=0")
     run = recipes.run("preference.shorter.train", MODEL, FRESH, "renderer_name=qwen3_disable_thinking", *size)
     lengths = run.values("env/all/ac_tokens_per_turn")
     first, last = sum(lengths[:3]) / 3, sum(lengths[-3:]) / 3
@@ -25,8 +25,9 @@ def test_a_policy_learns_to_be_shorter(recipes: Recipes):
 
 def test_the_pipeline_trains_a_reward_model_and_a_policy_on_it(recipes: Recipes):
     run = recipes.run(
-        "preference.rlhf.rlhf_pipeline", NO_LOG, f"base_model={SERVED_NAME}", "short_name=tiny", "lora_rank=8",
+        "preference.rlhf.rlhf_pipeline", f"base_model={SERVED_NAME}", "short_name=tiny", "lora_rank=8",
         "batch_size=4", "max_steps=2", "rl_max_tokens=8", "rl_group_size=2", "eval_every=1", "save_every=1",
+        own_log=True,
     )  # fmt: skip
     root = recipes.workspace / "runs" / "rlhf-tiny"
     stages = [Run(run.recipe, run.options, root / stage, "", 0.0) for stage in ("sft", "rm", "rl")]

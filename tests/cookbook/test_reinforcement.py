@@ -3,7 +3,7 @@
 import pytest
 
 from tests.cookbook.chat_model import SERVED_NAME
-from tests.cookbook.recipes import FRESH, GRADE_SCHOOL, MODEL, NO_LOG, Recipes, Run
+from tests.cookbook.recipes import FRESH, GRADE_SCHOOL, MODEL, Recipes, Run
 
 MATH = ("groups_per_batch=8", "group_size=4", "max_tokens=5", "max_steps=3", "eval_every=0", "compute_post_kl=True")
 NO_THINKING = "renderer_name=qwen3_disable_thinking"
@@ -57,7 +57,7 @@ def test_rl_numerics_check_finds_equal_numbers_over_many_turns(recipes: Recipes)
 
 
 def test_a_rubric_is_graded_by_a_second_model(recipes: Recipes):
-    made = recipes.run("rubric.generate_data", NO_LOG)
+    made = recipes.run("rubric.generate_data", own_log=True)
     assert "10000" in made.output
     recipes.note(made, "writes its data", "11,000 rows")
     size = ("groups_per_batch=4", "train_group_size=2", "max_tokens=16", "max_steps=2", "eval_every=0")
@@ -68,7 +68,7 @@ def test_a_rubric_is_graded_by_a_second_model(recipes: Recipes):
 
 
 def test_a_rubric_environment_is_tried_alone(recipes: Recipes):
-    run = recipes.run("rubric.debug_env", NO_LOG)
+    run = recipes.run("rubric.debug_env", own_log=True)
     recipes.note(run, "one rollout with its grades", "done")
 
 

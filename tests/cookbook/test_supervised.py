@@ -3,7 +3,7 @@
 import json
 
 from tests.cookbook.chat_model import SERVED_NAME
-from tests.cookbook.recipes import FRESH, MODEL, NO_LOG, RESUME, Recipes, Run, interrupted
+from tests.cookbook.recipes import FRESH, MODEL, RESUME, Recipes, Run, interrupted
 
 CHAT = ("batch_size=8", "save_every=2", "rolling_save_every=1", "eval_every=2", "learning_rate=0.001")
 
@@ -45,7 +45,7 @@ def test_off_policy_distillation_trains_on_a_stream(recipes: Recipes):
 
 def test_prompt_distillation_asks_the_teacher_then_trains(recipes: Recipes):
     answers = recipes.workspace / "answers.jsonl"
-    asked = recipes.run("prompt_distillation.create_data", NO_LOG, f"output_file={answers}")
+    asked = recipes.run("prompt_distillation.create_data", f"output_file={answers}", own_log=True)
     assert answers.exists()
     recipes.note(asked, "asks for every sentence", "4 sentences, prompts of 4,500 tokens")
     data = recipes.workspace / "conversations.jsonl"
@@ -56,9 +56,9 @@ def test_prompt_distillation_asks_the_teacher_then_trains(recipes: Recipes):
 def test_a_sweep_runs_one_training_after_another(recipes: Recipes):
     results = recipes.workspace / "sweep"
     run = recipes.run(
-        "chat_sl.sweep", NO_LOG, "recipe=sft", f"base.model_name={SERVED_NAME}",
+        "chat_sl.sweep", "recipe=sft", f"base.model_name={SERVED_NAME}",
         f"base.dataset={recipes.workspace / 'conversations.jsonl'}", "base.batch_size=8", "training_budget_examples=24",
-        "learning_rates=[1e-4,1e-3]", "lora_ranks=[8]", f"sweep_dir={results}",
+        "learning_rates=[1e-4,1e-3]", "lora_ranks=[8]", f"sweep_dir={results}", own_log=True,
     )  # fmt: skip
     best = json.loads((results / "recommendations.json").read_text())["recommendations"]["rank_8"]
     assert best["learning_rate"] == 1e-3
