@@ -20,8 +20,8 @@ test: setup  ## everything that takes less than a minute each
 test-all: setup  ## the slow ones too
 	$(PYTEST) -q -m "not gpu"
 
-test-cookbook: setup  ## tinker-cookbook's recipes, unmodified, in a virtual environment of their own
-	$(PYTEST) -q -m slow tests/cookbook
+test-cookbook: setup  ## tinker-cookbook's recipes, unmodified and offline; writes their table in docs/cookbook.md
+	$(PYTEST) -q -m slow tests/cookbook --table docs/cookbook.md
 
 sdk-coverage: setup  ## run the tests of the SDK's methods and commands; write docs/sdk-coverage.md
 	PYTHONPATH=. $(PYTHON_BIN)/python scripts/sdk_coverage.py

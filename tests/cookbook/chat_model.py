@@ -8,6 +8,9 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 SERVED_NAME = "Qwen/Qwen3-8B:tiny"
 """Recipes choose tokenizer and renderer by what stands before the colon."""
+FIXED_NAMES = ("Qwen/Qwen3.5-4B", "Qwen/Qwen3.5-9B", "Qwen/Qwen3.6-35B-A3B")
+"""Models that some recipes ask for whatever their options say."""
+CONTEXT_LENGTH = 16384
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>", "<tool_call>", "</tool_call>")
 STOP_PROBABILITY = 0.08
@@ -36,7 +39,7 @@ def save_chat_model(directory: Path) -> Path:
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=16,
-        max_position_embeddings=4096,
+        max_position_embeddings=CONTEXT_LENGTH,
         tie_word_embeddings=False,
         eos_token_id=stop,
     )
@@ -57,9 +60,8 @@ def save_chat_model(directory: Path) -> Path:
     return directory
 
 
-def make_workspace(root: Path) -> Path:
-    """A directory to start recipes in: hub names resolve to local folders."""
-    byte_tokenizer().save_pretrained(root / "Qwen" / "Qwen3-8B")
-    config = root / "Qwen" / "Qwen3-8B" / "config.json"
-    config.write_text('{"model_type": "qwen3"}')
-    return root
+def save_tokenizers(root: Path) -> None:
+    """Write the tokenizer where recipes look for those of the served models: below the directory they start in."""
+    for name in ("Qwen/Qwen3-8B", *FIXED_NAMES):
+        byte_tokenizer().save_pretrained(root / name)
+        (root / name / "config.json").write_text('{"model_type": "qwen3"}')
