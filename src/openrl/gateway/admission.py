@@ -7,6 +7,7 @@ import numpy as np
 from openrl.catalog import BaseModelInfo
 from openrl.config import GatewayConfig
 from openrl.errors import InvalidRequest
+from openrl.protocol.custom_loss import custom_loss_spec
 from openrl.protocol.datum import Datum, DenseArray, ForwardBackwardInput, LossInput, SparseCsr
 from openrl.protocol.losses import (
     MAX_TARGETS_PER_TOKEN,
@@ -30,8 +31,11 @@ _TARGETS = "target_tokens"
 
 def admit_forward_backward(request: ForwardBackwardInput, model: BaseModelInfo, config: GatewayConfig) -> int:
     """The number of tokens to compute; raises InvalidRequest for what the engine could not take as it stands."""
-    spec = resolve_loss(request.loss_fn)
-    resolve_loss_settings(request.loss_fn, request.loss_fn_config)
+    if request.custom_loss is not None:
+        spec = custom_loss_spec(request.custom_loss)
+    else:
+        spec = resolve_loss(request.loss_fn)
+        resolve_loss_settings(request.loss_fn, request.loss_fn_config)
     if not 1 <= len(request.data) <= config.max_datums:
         raise InvalidRequest(f"{len(request.data)} datums; a request has between 1 and {config.max_datums}")
     for i, datum in enumerate(request.data):
@@ -49,7 +53,7 @@ def _check_datum(datum: Datum, where: str, spec: LossSpec, model: BaseModelInfo)
         raise InvalidRequest(f"{where} lacks {', '.join(missing)}, which loss_fn {spec.name!r} needs")
     known = spec.inputs()
     unknown = sorted(datum.loss_inputs.keys() - known.keys())
-    if unknown:
+    if unknown and not spec.ignores_others:
         takes = ", ".join(known)
         raise InvalidRequest(f"{where} has {', '.join(map(repr, unknown))[:200]}; loss_fn {spec.name!r} takes {takes}")
     # In the spec's order, not the body's: targets come first, and a body gets the same error every time.
@@ -63,8 +67,19 @@ def _check_datum(datum: Datum, where: str, spec: LossSpec, model: BaseModelInfo)
 
 def _check_loss_input(value: LossInput, where: str, spec: LossInputSpec, datum: Datum) -> None:
     entries = _entries(value)
-    if entries.dtype.name != spec.dtype:
+    if spec.dtype not in ("any", entries.dtype.name):
         raise InvalidRequest(f"{where} has dtype {entries.dtype.name}; it must be {spec.dtype}")
+    shape = tuple(value.shape)
+    if spec.rank is not None and len(shape) != spec.rank and not (spec.rank == 0 and entries.size == 1):
+        raise InvalidRequest(f"{where} has rank {len(shape)}; the loss declares it with rank {spec.rank}")
+    if spec.is_per_token:
+        _check_per_token(value, where, spec, datum)
+    elif len(shape) == 2 and shape[1] > MAX_TARGETS_PER_TOKEN:
+        raise InvalidRequest(f"{where} has {shape[1]} columns; there may be {MAX_TARGETS_PER_TOKEN}")
+    _check_values(entries, where, spec.minimum)
+
+
+def _check_per_token(value: LossInput, where: str, spec: LossInputSpec, datum: Datum) -> None:
     shape = tuple(value.shape)
     targets_shape = tuple(datum.loss_inputs[_TARGETS].shape)
     num_tokens = datum.num_tokens
@@ -78,7 +93,6 @@ def _check_loss_input(value: LossInput, where: str, spec: LossInputSpec, datum: 
         raise InvalidRequest(f"{where} has {shape[0]} rows; the datum has {num_tokens} tokens")
     if spec.allows_matrix and shape != targets_shape:
         raise InvalidRequest(f"{where} has shape {list(shape)}; {_TARGETS} has {list(targets_shape)}")
-    _check_values(entries, where, spec.minimum)
 
 
 def _check_values(entries: DenseArray, where: str, minimum: float) -> None:

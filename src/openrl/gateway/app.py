@@ -18,6 +18,7 @@ from openrl.gateway.errors import http_error_response
 from openrl.gateway.routes import (
     archive,
     checkpoints,
+    custom_losses,
     futures,
     models,
     runs,
@@ -32,6 +33,7 @@ from openrl.store.base import Blobs, Store
 
 API_PREFIX = "/api/v1"
 _CACHED_ROWS = 10_000
+_CACHED_LOSSES = 256
 _CACHE_AGE_S = 10.0
 
 
@@ -67,6 +69,7 @@ def create_app(
         hooks=Hooks(on_cancel, on_session_end, is_ready),
         runs=RowCache(_CACHED_ROWS, _CACHE_AGE_S, clock),
         samplers=RowCache(_CACHED_ROWS, _CACHE_AGE_S, clock),
+        losses=RowCache(_CACHED_LOSSES, _CACHE_AGE_S, clock),
     )
     app = FastAPI(title="OpenRL", openapi_url=None, docs_url=None, redoc_url=None)
     app.add_exception_handler(HTTPException, http_error_response)
@@ -78,7 +81,8 @@ def create_app(
 
 def _routes() -> tuple[Route, ...]:
     """The first match wins and each is tried in turn, so the busiest stand first."""
-    tables = (futures, sampling, training, sessions, telemetry, models, service, runs, checkpoints, archive)
+    busy = (futures, sampling, training, sessions, telemetry)
+    tables = (*busy, models, service, runs, checkpoints, archive, custom_losses)
     return tuple(chain.from_iterable(table.ROUTES for table in tables))
 
 

@@ -9,6 +9,7 @@ from starlette.responses import Response
 from openrl.catalog import Catalog
 from openrl.config import GatewayConfig
 from openrl.gateway.row_cache import RowCache
+from openrl.protocol.custom_loss import CustomLoss
 from openrl.store.base import Blobs, RunRow, SamplerRow, Store
 
 
@@ -36,6 +37,7 @@ class Gateway:
     hooks: Hooks
     runs: RowCache[RunRow]  # only what never changes may be read from these rows
     samplers: RowCache[SamplerRow]
+    losses: RowCache[CustomLoss]  # that clients created
 
 
 @dataclass(frozen=True, slots=True)

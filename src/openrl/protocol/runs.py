@@ -13,7 +13,7 @@ TrainingKind = Literal[
     "save_weights_for_sampler",
     "unload_model",
 ]
-RequestKind = TrainingKind | Literal["sample"]
+RequestKind = TrainingKind | Literal["sample", "create_custom_loss"]
 STATE_CHANGING_KINDS: frozenset[TrainingKind] = frozenset(
     ("create_model", "load_weights", "forward_backward", "optim_step")
 )
