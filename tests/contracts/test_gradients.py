@@ -227,6 +227,11 @@ def test_a_step_that_overflows_fails_and_changes_nothing(server: LiveServer, ali
     with pytest.raises(tinker.RequestFailedError, match="norm is inf; weights and optimizer are unchanged"):
         run.optim_step(STEP).result()
     assert same_state(state_of(run, server.data_dir), read_state(path, server.data_dir))
+    twin = resume(alice, path)  # the gradient is gone with the step that failed, so the run goes on
+    for each in (run, twin):
+        backward(each, batch(2))
+    assert step_metrics(run) == step_metrics(twin)
+    assert same_state(state_of(run, server.data_dir), state_of(twin, server.data_dir))
 
 
 def test_the_probe_reads_gradients_exactly(server: LiveServer, moved: tinker.TrainingClient):

@@ -16,13 +16,16 @@ from openrl.protocol.losses import (
     resolve_loss,
     resolve_loss_settings,
 )
+from openrl.protocol.runs import OptimizerFamily
 from openrl.protocol.wire import (
     AdamParamsWire,
     AdapterManifest,
+    DimuonParamsWire,
     LoraConfig,
     OptimizerConfig,
     OptimStepRequest,
     SaveWeightsForSamplerRequest,
+    read_optimizer_params,
 )
 
 ABSENT_TARGET = -1
@@ -128,19 +131,18 @@ def _entries(value: LossInput) -> DenseArray:
     return value.values if isinstance(value, SparseCsr) else value
 
 
-def admit_optim_step(request: OptimStepRequest) -> AdamParamsWire:
-    """Settings of the step; raises InvalidRequest for other families and values outside their bounds."""
-    if request.optimizer_params is not None:
-        family = str(request.optimizer_params.get("type", "unknown"))[:80]
-        raise InvalidRequest(f"optimizer_params of type {family!r}: runs are trained with adamw here; send adam_params")
-    params = request.adam_params
-    if params is None:
-        raise InvalidRequest("adam_params is missing")
+def admit_optim_step(request: OptimStepRequest, family: OptimizerFamily) -> AdamParamsWire | DimuonParamsWire:
+    """Settings of a step of a run that `family` trains; raises InvalidRequest for others and values out of bounds."""
+    params = read_optimizer_params(request)
+    sent = "adamw" if isinstance(params, AdamParamsWire) else "dimuon"
+    if sent != family:
+        raise InvalidRequest(f"the step's parameters are of {sent}; the run is trained by {family}")
     _check_number("learning_rate", params.learning_rate, 0.0)
     _check_number("beta1", params.beta1, 0.0, below=1.0)
-    _check_number("beta2", params.beta2, 0.0, below=1.0)
-    _check_number("eps", params.eps, 0.0)
-    _check_number("weight_decay", params.weight_decay, 0.0)
+    if isinstance(params, AdamParamsWire):
+        _check_number("beta2", params.beta2, 0.0, below=1.0)
+        _check_number("eps", params.eps, 0.0)
+        _check_number("weight_decay", params.weight_decay, 0.0)
     return params
 
 
@@ -167,10 +169,18 @@ def check_rank(rank: int, config: GatewayConfig) -> None:
         raise InvalidRequest(f"LoRA rank is {rank}; it must be between 1 and {config.max_rank}")
 
 
-def check_optimizer(optimizer: OptimizerConfig | None) -> None:
-    """Raises InvalidRequest for families other than AdamW."""
-    if optimizer is not None and optimizer.type != "adamw":
-        raise InvalidRequest(f"optimizer_config of type {optimizer.type[:80]!r} is not available; available: adamw")
+def admit_optimizer(optimizer: OptimizerConfig) -> OptimizerFamily:
+    """The optimizer family of a run; raises InvalidRequest."""
+    fields = optimizer.model_dump()
+    match fields.pop("type"):
+        case "adamw" if not fields:
+            return "adamw"
+        case "dimuon" if fields in ({}, {"version": 1}):
+            return "dimuon"
+        case _:
+            asked = str(optimizer.model_dump())[:200]
+            available = "{'type': 'adamw'} and {'type': 'dimuon', 'version': 1}"
+            raise InvalidRequest(f"optimizer_config {asked} is not available; there are {available}")
 
 
 def check_load(manifest: AdapterManifest, path: str, *, with_optimizer: bool, base_model: str | None) -> None:
@@ -179,6 +189,12 @@ def check_load(manifest: AdapterManifest, path: str, *, with_optimizer: bool, ba
         raise InvalidRequest(f"{path} holds no optimizer state; load it with optimizer=false")
     if base_model is not None and base_model != manifest.base_model:
         raise InvalidRequest(f"{path} was trained on {manifest.base_model!r}, not on base_model {base_model[:200]!r}")
+
+
+def check_moments(manifest: AdapterManifest, path: str, family: OptimizerFamily, *, with_optimizer: bool) -> None:
+    """Raises InvalidRequest when optimizer state of one family is asked for a run of another."""
+    if with_optimizer and manifest.optimizer != family:
+        raise InvalidRequest(f"{path} holds optimizer state of {manifest.optimizer}; the run is trained by {family}")
 
 
 def check_sampler_save(request: SaveWeightsForSamplerRequest) -> None:

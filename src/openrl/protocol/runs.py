@@ -18,6 +18,7 @@ STATE_CHANGING_KINDS: frozenset[TrainingKind] = frozenset(
     ("create_model", "load_weights", "forward_backward", "optim_step")
 )
 """What a replay after a restart must run again; the other kinds leave no trace in the run."""
+OptimizerFamily = Literal["adamw", "dimuon"]
 CheckpointKind = Literal["weights", "sampler_weights", "external_weights"]
 
 
@@ -33,6 +34,7 @@ class RunSpec:
     train_attn: bool
     train_mlp: bool
     train_unembed: bool
+    optimizer: OptimizerFamily = "adamw"
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,10 @@ class SessionRow:
 
 @dataclass(frozen=True, slots=True)
 class RunRow:
-    """One training run. `snapshot_seq_id` is -1 until the first snapshot."""
+    """One training run. `snapshot_seq_id` is -1 until the first snapshot.
+
+    `optimizer_config["type"]` is the spec's optimizer family.
+    """
 
     spec: RunSpec
     session_id: str

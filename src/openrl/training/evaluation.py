@@ -94,7 +94,7 @@ def summarise(call: LossCall, evaluations: Sequence[Evaluation]) -> dict[str, fl
         metrics["ratio:max"] = max(each.max_ratio for each in statistics)
         metrics["kl:mean"] = math.fsum(each.mean_kl for each in statistics) / len(statistics)
         metrics["clip_fraction:mean"] = math.fsum(each.clip_fraction for each in statistics) / len(statistics)
-    for name in evaluations[0].metrics:
+    for name in evaluations[0].metrics if evaluations else ():
         # sum, not fsum: these may be infinite.
         total = sum(evaluation.metrics[name] for evaluation in evaluations)
         metrics[name] = total / len(evaluations) if name.endswith(":mean") else total

@@ -15,6 +15,7 @@ from openrl.protocol.custom_loss import LOSS_FILE, CustomLoss, custom_loss_key, 
 from openrl.protocol.datum import ForwardBackwardInput, Int64Array, SparseCsr
 from openrl.protocol.losses import CUSTOM
 from openrl.protocol.wire import (
+    AdamParamsWire,
     LoadWeightsPayload,
     OptimStepRequest,
     SampleRequest,
@@ -23,11 +24,12 @@ from openrl.protocol.wire import (
     SaveWeightsRequest,
     TensorData,
     WireModel,
+    read_optimizer_params,
 )
 from openrl.rpc.messages import WorkItem
 from openrl.sampling.base import SampleJob, SamplingOptions
 from openrl.store.base import Blobs
-from openrl.training.base import AdamParams, OptimStep
+from openrl.training.base import AdamParams, DimuonParams, OptimStep
 
 WireT = TypeVar("WireT", bound=WireModel)
 _CACHED_LOSSES = 64
@@ -49,11 +51,11 @@ class PayloadReader:
         return replace(request, custom_loss=self._custom_loss(key))
 
     def optim_step(self, item: WorkItem) -> OptimStep:
-        """One AdamW step; other optimizer families are refused."""
-        request = self._read(item, OptimStepRequest)
-        if request.adam_params is None:
-            raise InvalidRequest("optim_step needs adam_params: AdamW is the only optimizer of this server")
-        return OptimStep(item.run_id, AdamParams(**request.adam_params.model_dump()))
+        """One optimizer step, of whichever family."""
+        params = read_optimizer_params(self._read(item, OptimStepRequest))
+        if isinstance(params, AdamParamsWire):
+            return OptimStep(item.run_id, AdamParams(**params.model_dump()))
+        return OptimStep(item.run_id, DimuonParams(params.learning_rate, params.beta1, params.grad_clip_norm))
 
     def load_weights(self, item: WorkItem) -> LoadWeightsPayload:
         """Which checkpoint to load, already resolved."""

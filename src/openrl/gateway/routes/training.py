@@ -90,8 +90,8 @@ async def optim_step(call: Call) -> Response:
     return await submit_json(call, await read_body(call), "optim_step", OptimStepRequest, _admit_optim_step)
 
 
-async def _admit_optim_step(_: Call, __: RunRow, request: OptimStepRequest, body: bytes) -> bytes:
-    admit_optim_step(request)
+async def _admit_optim_step(_: Call, run: RunRow, request: OptimStepRequest, body: bytes) -> bytes:
+    admit_optim_step(request, run.spec.optimizer)
     return body
 
 
