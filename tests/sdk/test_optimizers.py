@@ -79,12 +79,12 @@ def test_optimizer_state_of_the_other_family_is_refused(alice: tinker.ServiceCli
     path = run.save_state("state").result().path
     adam = alice.create_lora_training_client(MODEL_NAME, rank=4).result()
     with pytest.raises(tinker.BadRequestError, match="optimizer state of dimuon; the run is trained by adamw"):
-        adam.load_state_with_optimizer(path).result()
+        adam.load_state_with_optimizer(path).result()  # pyright: ignore[reportDeprecated]
 
 
 @pytest.mark.sdk("ServiceClient.create_lora_training_client")
 def test_unknown_families_are_refused(alice: tinker.ServiceClient):
     for asked in ({"type": "sgd"}, {"type": "dimuon", "version": 2}):
         config = OptimizerConfigBase.model_validate(asked)
-        with pytest.raises(tinker.BadRequestError, match="there are {'type': 'adamw'} and {'type': 'dimuon'"):
+        with pytest.raises(tinker.BadRequestError, match=r"there are {'type': 'adamw'} and {'type': 'dimuon'"):
             alice.create_lora_training_client(MODEL_NAME, rank=4, optimizer=config).result()
