@@ -62,12 +62,12 @@ def test_dimuon_goes_on_from_its_checkpoint(alice: tinker.ServiceClient, server:
 def test_parameters_of_the_other_family_are_refused_naming_both(alice: tinker.ServiceClient):
     run = new_run(alice)
     run.forward_backward(batch(1), "cross_entropy").result()
-    with pytest.raises(tinker.BadRequestError, match="parameters are of adamw; the run is trained by dimuon"):
+    with pytest.raises(tinker.BadRequestError, match="of type 'adamw'; the run is trained by 'dimuon'"):
         run.optim_step(STEP).result()
     run.optim_step(PARAMS).result()
     adam = alice.create_lora_training_client(MODEL_NAME, rank=4).result()
     adam.forward_backward(batch(1), "cross_entropy").result()
-    with pytest.raises(tinker.BadRequestError, match="parameters are of dimuon; the run is trained by adamw"):
+    with pytest.raises(tinker.BadRequestError, match="of type 'dimuon'; the run is trained by 'adamw'"):
         adam.optim_step(PARAMS).result()
     adam.optim_step(STEP).result()
 

@@ -133,10 +133,11 @@ def _entries(value: LossInput) -> DenseArray:
 
 def admit_optim_step(request: OptimStepRequest, family: OptimizerFamily) -> AdamParamsWire | DimuonParamsWire:
     """Settings of a step of a run that `family` trains; raises InvalidRequest for others and values out of bounds."""
+    sent = "adamw" if request.optimizer_params is None else str(request.optimizer_params.get("type"))[:80]
+    is_given = request.adam_params is not None or request.optimizer_params is not None
+    if is_given and sent != family:
+        raise InvalidRequest(f"the step's parameters are of type {sent!r}; the run is trained by {family!r}")
     params = read_optimizer_params(request)
-    sent = "adamw" if isinstance(params, AdamParamsWire) else "dimuon"
-    if sent != family:
-        raise InvalidRequest(f"the step's parameters are of {sent}; the run is trained by {family}")
     _check_number("learning_rate", params.learning_rate, 0.0)
     _check_number("beta1", params.beta1, 0.0, below=1.0)
     if isinstance(params, AdamParamsWire):

@@ -178,9 +178,11 @@ class OptimStepRequest(WireModel):
 
 def read_optimizer_params(request: OptimStepRequest) -> AdamParamsWire | DimuonParamsWire:
     """The settings of a step, of whichever family; raises InvalidRequest."""
-    if (request.adam_params is None) == (request.optimizer_params is None):
-        raise InvalidRequest("give either adam_params, or optimizer_params of another family")
+    if request.adam_params is None and request.optimizer_params is None:
+        raise InvalidRequest("adam_params is missing; runs of another optimizer family send optimizer_params")
     if request.adam_params is not None:
+        if request.optimizer_params is not None:
+            raise InvalidRequest("adam_params and optimizer_params are both given; a step takes one of them")
         return request.adam_params
     try:
         return DimuonParamsWire.model_validate(request.optimizer_params)
