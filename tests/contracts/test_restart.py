@@ -11,7 +11,9 @@ from urllib.parse import quote
 import httpx
 import pytest
 import tinker
+import torch
 from tinker import types
+from tinker.lib.public_interfaces.custom_loss import LossHandle
 
 from tests.contracts.conftest import http_client
 from tests.contracts.loops import (
@@ -197,3 +199,27 @@ def test_what_was_acknowledged_just_before_a_kill_takes_effect_once(
     assert [raw.result(request_id)["metrics"] for request_id in ids[1::2]] == [each.metrics for each in expected]
     assert raw.result(save)["path"] == old
     assert same_state(state_of(resume(owner, old), machine.live.data_dir), after)
+
+
+def weighted(logprobs: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    loss = -(logprobs * weights).sum()
+    return loss, {"custom/nll:mean": loss}
+
+
+# 38
+@pytest.mark.sdk("ServiceClient.create_custom_loss", "TrainingClient.forward_backward_custom")
+def test_a_custom_loss_and_what_it_trained_survive_kills(machine: Machine, owner: tinker.ServiceClient):
+    loss = owner.create_custom_loss(weighted, {"logprobs": 1, "weights": 1}).result()
+    undisturbed, run = new_run(owner), new_run(owner)
+    expected = [train_custom(undisturbed, loss, i) for i in range(4)]
+    got = [train_custom(run, loss, i) for i in range(2)]
+    machine.kill_server()
+    machine.start_again()
+    got += [train_custom(run, loss, i) for i in range(2, 4)]
+    assert got == expected
+    assert same_state(state_of(run, machine.live.data_dir), state_of(undisturbed, machine.live.data_dir))
+
+
+def train_custom(run: tinker.TrainingClient, loss: LossHandle, number: int) -> Trained:
+    passed, stepped = run.forward_backward_custom(batch(3, number), loss), run.optim_step(STEP)
+    return Trained(numbers(passed.result()), stepped.result().metrics or {})

@@ -78,6 +78,8 @@ class FakeScheduler:
                     return await self._saved(row, "sampler_weights", save.path, save.user_metadata)
                 assert save.sampling_session_seq_id is not None
                 return await self._sampler(row, save.sampling_session_seq_id)
+            case "create_custom_loss":
+                raise AssertionError("its future has ended when it is answered")
 
     def _done(
         self,

@@ -21,7 +21,7 @@ def run(run_id: str, tenant_id: str = ALICE, **fields: Any) -> RunRow:
         "created_at": 1.0,
         "last_request_at": 1.0,
     }
-    defaults["optimizer_config"] = {"type": "adam"}
+    defaults["optimizer_config"] = {"type": "adamw"}
     return RunRow(spec, **{**defaults, **fields})
 
 

@@ -250,3 +250,24 @@ def test_a_generator_that_is_dropped_half_way_leaves_the_run_as_it_was(model: Ba
     engine.open_run(run_spec("next"), None)
     (result,) = finish(engine.forward_backward([request("next", sft_datum(1, 9))]))
     assert not isinstance(result, RequestFailed)
+
+
+def test_a_gradient_that_overflows_fails_one_step_and_is_gone(model: BaseModel, tmp_path: Path):
+    engine = engine_of(model, tmp_path)
+    for run_id in ("r", "twin"):
+        engine.open_run(run_spec(run_id), None)
+    datum = sft_datum(1, 12)
+    run_jobs(engine, request("r", _weighted(datum, 1e30)))
+    (failed,) = engine.optim_step([OptimStep("r", AdamParams())])
+    assert isinstance(failed, RequestFailed)
+    assert "norm is inf; weights and optimizer are unchanged, the gradient is dropped" in str(failed)
+    for run_id in ("r", "twin"):
+        run_jobs(engine, request(run_id, datum))
+        step(engine, run_id)
+    assert same_state(engine.export_run("r"), engine.export_run("twin"))
+
+
+def _weighted(datum: Datum, factor: float) -> Datum:
+    weights = datum.loss_inputs["weights"]
+    assert isinstance(weights, np.ndarray)
+    return Datum(datum.tokens, {**datum.loss_inputs, "weights": (weights * factor).astype(np.float32)})

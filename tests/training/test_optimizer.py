@@ -9,7 +9,7 @@ import torch
 from openrl.errors import RequestFailed
 from openrl.training.base import AdamParams
 from openrl.training.gradients import FlatLayout
-from openrl.training.optimizer import step_adamw
+from openrl.training.optimizer import step_optimizer
 from openrl.training.runs import TrainingRun
 from tests.training.workbench import run_spec
 
@@ -50,7 +50,7 @@ def test_steps_equal_torch_adamw_with_changing_parameters():
             weight_decay=params.weight_decay,
         )
         optimizer.step()
-        metrics = step_adamw(run, params)
+        metrics = step_optimizer(run, params)
         ours = [factor for pair in run.adapter().pairs.values() for factor in (pair.a_RD, pair.b_OR)]
         for twin, factor in zip(twins, ours, strict=True):
             assert torch.allclose(twin, factor, rtol=1e-6, atol=1e-8)
@@ -68,7 +68,7 @@ def test_steps_without_clipping_have_the_bits_of_torch_adamw():
         twin.grad = torch.randn(run.layout.size)
         run.gradients_P = twin.grad.clone()
         optimizer.step()
-        step_adamw(run, AdamParams(learning_rate=1e-2, weight_decay=0.1))
+        step_optimizer(run, AdamParams(learning_rate=1e-2, weight_decay=0.1))
         assert torch.equal(twin, run.weights_P)
 
 
@@ -76,14 +76,17 @@ def test_steps_without_clipping_have_the_bits_of_torch_adamw():
 def test_gradients_that_are_not_finite_leave_the_run_as_it_was(bad: float):
     run = fresh_run()
     run.gradients_P = torch.ones(run.layout.size)
-    step_adamw(run, AdamParams())
+    step_optimizer(run, AdamParams())
     before = {name: buffer.clone() for name, buffer in run.buffers().items()}
     run.gradients_P = torch.ones(run.layout.size)
     run.gradients_P[5] = bad
     with pytest.raises(RequestFailed, match=r"gradient norm is (nan|inf)"):
-        step_adamw(run, AdamParams())
+        step_optimizer(run, AdamParams())
     assert run.num_steps == 1
     assert all(torch.equal(before[name], run.buffers()[name]) for name in before)
+    assert run.gradients_P is None, "the step that failed has used it up"
+    run.gradients_P = torch.ones(run.layout.size)
+    assert step_optimizer(run, AdamParams())["num_steps"] == 2.0
 
 
 @pytest.mark.parametrize(
@@ -94,7 +97,7 @@ def test_parameters_out_of_bounds_are_refused_by_name(changes: dict[str, float])
     run = fresh_run()
     run.gradients_P = torch.ones(run.layout.size)
     with pytest.raises(RequestFailed, match=next(iter(changes))):
-        step_adamw(run, replace(AdamParams(), **changes))
+        step_optimizer(run, replace(AdamParams(), **changes))
     assert run.gradients_P is not None
 
 
@@ -103,5 +106,5 @@ def test_the_learning_rate_does_not_drift():
     rates: list[float] = []
     for _ in range(50):
         run.gradients_P = torch.ones(run.layout.size)
-        rates.append(step_adamw(run, AdamParams(learning_rate=1e-3))["learning_rate"])
+        rates.append(step_optimizer(run, AdamParams(learning_rate=1e-3))["learning_rate"])
     assert all(one == other for one, other in pairwise(rates))

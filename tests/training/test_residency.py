@@ -26,7 +26,7 @@ def run_of(run_id: str, seed: int = 1) -> TrainingRun:
     run = create_run(run_spec(run_id, rank=2, seed=seed), SHAPES, None)
     run.exp_avg_P += seed
     run.num_steps = seed
-    run.add_gradients(torch.full((run.layout.size,), float(seed)))
+    run.gradients_P = torch.full((run.layout.size,), float(seed))
     return run
 
 

@@ -13,8 +13,8 @@ from openrl.errors import RequestFailed
 from openrl.model.base_model import BaseModel
 from openrl.protocol.datum import Datum, ForwardBackwardInput
 from openrl.protocol.results import ForwardBackwardResult
-from openrl.protocol.runs import RunSpec
-from openrl.training.base import AdamParams, OptimStep, RunState
+from openrl.protocol.runs import OptimizerFamily, RunSpec
+from openrl.training.base import AdamParams, OptimizerParams, OptimStep, RunState
 from openrl.training.engine import JobResult, PackedTrainingEngine, create_training_engine
 
 VOCAB = 515
@@ -29,10 +29,12 @@ def engine_of(
     return create_training_engine(model, config, scratch, shares_prefixes=shares_prefixes)
 
 
-def run_spec(run_id: str, rank: int = 4, seed: int = 1, **flags: bool) -> RunSpec:
+def run_spec(run_id: str, rank: int = 4, seed: int = 1, optimizer: OptimizerFamily = "adamw", **flags: bool) -> RunSpec:
     """A run that trains everything unless told otherwise."""
     trained = {"train_attn": True, "train_mlp": True, "train_unembed": True, **flags}
-    return RunSpec(run_id=run_id, tenant_id="t", base_model="tiny", rank=rank, seed=seed, **trained)
+    return RunSpec(
+        run_id=run_id, tenant_id="t", base_model="tiny", rank=rank, seed=seed, optimizer=optimizer, **trained
+    )
 
 
 def sft_datum(seed: int, length: int, width: int | None = None) -> Datum:
@@ -106,7 +108,7 @@ def run_jobs(engine: PackedTrainingEngine, *jobs: ForwardBackwardInput) -> list[
     return [result for result in results if isinstance(result, ForwardBackwardResult)]
 
 
-def step(engine: PackedTrainingEngine, run_id: str, params: AdamParams = ADAM) -> dict[str, float]:
+def step(engine: PackedTrainingEngine, run_id: str, params: OptimizerParams = ADAM) -> dict[str, float]:
     """Metrics of an optimizer step that must succeed."""
     (metrics,) = engine.optim_step([OptimStep(run_id, params)])
     assert not isinstance(metrics, RequestFailed), str(metrics)

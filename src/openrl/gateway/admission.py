@@ -7,6 +7,7 @@ import numpy as np
 from openrl.catalog import BaseModelInfo
 from openrl.config import GatewayConfig
 from openrl.errors import BadValue, InvalidRequest
+from openrl.protocol.custom_loss import custom_loss_spec
 from openrl.protocol.datum import Datum, DenseArray, ForwardBackwardInput, LossInput, SparseCsr
 from openrl.protocol.losses import (
     MAX_TARGETS_PER_TOKEN,
@@ -15,13 +16,16 @@ from openrl.protocol.losses import (
     resolve_loss,
     resolve_loss_settings,
 )
+from openrl.protocol.runs import OptimizerFamily
 from openrl.protocol.wire import (
     AdamParamsWire,
     AdapterManifest,
+    DimuonParamsWire,
     LoraConfig,
     OptimizerConfig,
     OptimStepRequest,
     SaveWeightsForSamplerRequest,
+    read_optimizer_params,
 )
 
 ABSENT_TARGET = -1
@@ -30,8 +34,11 @@ _TARGETS = "target_tokens"
 
 def admit_forward_backward(request: ForwardBackwardInput, model: BaseModelInfo, config: GatewayConfig) -> int:
     """The number of tokens to compute; raises InvalidRequest for what the engine could not take as it stands."""
-    spec = resolve_loss(request.loss_fn)
-    resolve_loss_settings(request.loss_fn, request.loss_fn_config)
+    if request.custom_loss is not None:
+        spec = custom_loss_spec(request.custom_loss)
+    else:
+        spec = resolve_loss(request.loss_fn)
+        resolve_loss_settings(request.loss_fn, request.loss_fn_config)
     if not 1 <= len(request.data) <= config.max_datums:
         raise BadValue("number of datums", len(request.data), f"between 1 and {config.max_datums}")
     for i, datum in enumerate(request.data):
@@ -49,7 +56,7 @@ def _check_datum(datum: Datum, where: str, spec: LossSpec, model: BaseModelInfo)
         raise InvalidRequest(f"{where} lacks {', '.join(missing)}, which loss_fn {spec.name!r} needs", "missing")
     known = spec.inputs()
     unknown = sorted(datum.loss_inputs.keys() - known.keys())
-    if unknown:
+    if unknown and not spec.ignores_others:
         takes = ", ".join(known)
         message = f"{where} has {', '.join(map(repr, unknown))[:200]}; loss_fn {spec.name!r} takes {takes}"
         raise InvalidRequest(message, "unknown_name")
@@ -64,8 +71,21 @@ def _check_datum(datum: Datum, where: str, spec: LossSpec, model: BaseModelInfo)
 
 def _check_loss_input(value: LossInput, where: str, spec: LossInputSpec, datum: Datum) -> None:
     entries = _entries(value)
-    if entries.dtype.name != spec.dtype:
+    if spec.dtype not in ("any", entries.dtype.name):
         raise BadValue(f"{where}: dtype", entries.dtype.name, f"{spec.dtype}", code="wrong_dtype")
+    shape = tuple(value.shape)
+    if spec.rank is not None and len(shape) != spec.rank and not (spec.rank == 0 and entries.size == 1):
+        raise InvalidRequest(
+            f"{where} has rank {len(shape)}; the loss declares it with rank {spec.rank}", "wrong_shape"
+        )
+    if spec.is_per_token:
+        _check_per_token(value, where, spec, datum)
+    elif len(shape) == 2 and shape[1] > MAX_TARGETS_PER_TOKEN:
+        raise BadValue(f"{where}: columns", shape[1], f"at most {MAX_TARGETS_PER_TOKEN}", "wrong_shape")
+    _check_values(entries, where, spec.minimum)
+
+
+def _check_per_token(value: LossInput, where: str, spec: LossInputSpec, datum: Datum) -> None:
     shape = tuple(value.shape)
     targets_shape = tuple(datum.loss_inputs[_TARGETS].shape)
     num_tokens = datum.num_tokens
@@ -79,7 +99,6 @@ def _check_loss_input(value: LossInput, where: str, spec: LossInputSpec, datum: 
         raise BadValue(f"{where}: rows", shape[0], f"the datum's number of tokens, {num_tokens}", "wrong_shape")
     if spec.allows_matrix and shape != targets_shape:
         raise BadValue(f"{where}: shape", list(shape), f"that of {_TARGETS}, {list(targets_shape)}", "wrong_shape")
-    _check_values(entries, where, spec.minimum)
 
 
 def _check_values(entries: DenseArray, where: str, minimum: float) -> None:
@@ -116,21 +135,20 @@ def _entries(value: LossInput) -> DenseArray:
     return value.values if isinstance(value, SparseCsr) else value
 
 
-def admit_optim_step(request: OptimStepRequest) -> AdamParamsWire:
-    """Settings of the step; raises InvalidRequest for other families and values outside their bounds."""
-    if request.optimizer_params is not None:
-        family = str(request.optimizer_params.get("type", "unknown"))[:80]
-        raise BadValue(
-            "optimizer_params.type", family, "absent: runs are trained with adamw; send adam_params", "not_supported"
-        )
-    params = request.adam_params
-    if params is None:
-        raise InvalidRequest("adam_params is missing", "missing")
+def admit_optim_step(request: OptimStepRequest, family: OptimizerFamily) -> AdamParamsWire | DimuonParamsWire:
+    """Settings of a step of a run that `family` trains; raises InvalidRequest for others and values out of bounds."""
+    sent = "adamw" if request.optimizer_params is None else str(request.optimizer_params.get("type"))[:80]
+    is_given = request.adam_params is not None or request.optimizer_params is not None
+    if is_given and sent != family:
+        message = f"the step's parameters are of type {sent!r}; the run is trained by {family!r}"
+        raise InvalidRequest(message, "wrong_kind")
+    params = read_optimizer_params(request)
     _check_number("learning_rate", params.learning_rate, 0.0)
     _check_number("beta1", params.beta1, 0.0, below=1.0)
-    _check_number("beta2", params.beta2, 0.0, below=1.0)
-    _check_number("eps", params.eps, 0.0)
-    _check_number("weight_decay", params.weight_decay, 0.0)
+    if isinstance(params, AdamParamsWire):
+        _check_number("beta2", params.beta2, 0.0, below=1.0)
+        _check_number("eps", params.eps, 0.0)
+        _check_number("weight_decay", params.weight_decay, 0.0)
     return params
 
 
@@ -159,10 +177,18 @@ def check_rank(rank: int, config: GatewayConfig) -> None:
         raise BadValue("LoRA rank", rank, f"between 1 and {config.max_rank}")
 
 
-def check_optimizer(optimizer: OptimizerConfig | None) -> None:
-    """Raises InvalidRequest for families other than AdamW."""
-    if optimizer is not None and optimizer.type != "adamw":
-        raise BadValue("optimizer_config.type", optimizer.type[:80], "adamw", "not_supported")
+def admit_optimizer(optimizer: OptimizerConfig) -> OptimizerFamily:
+    """The optimizer family of a run; raises InvalidRequest."""
+    fields = optimizer.model_dump()
+    match fields.pop("type"):
+        case "adamw" if not fields:
+            return "adamw"
+        case "dimuon" if fields in ({}, {"version": 1}):
+            return "dimuon"
+        case _:
+            asked = str(optimizer.model_dump())[:200]
+            available = "{'type': 'adamw'} and {'type': 'dimuon', 'version': 1}"
+            raise InvalidRequest(f"optimizer_config {asked} is not available; there are {available}", "not_supported")
 
 
 def check_load(manifest: AdapterManifest, path: str, *, with_optimizer: bool, base_model: str | None) -> None:
@@ -173,6 +199,13 @@ def check_load(manifest: AdapterManifest, path: str, *, with_optimizer: bool, ba
         raise BadValue(
             "base_model", base_model[:200], f"{manifest.base_model!r}, on which {path} was trained", "wrong_kind"
         )
+
+
+def check_moments(manifest: AdapterManifest, path: str, family: OptimizerFamily, *, with_optimizer: bool) -> None:
+    """Raises InvalidRequest when optimizer state of one family is asked for a run of another."""
+    if with_optimizer and manifest.optimizer != family:
+        message = f"{path} holds optimizer state of {manifest.optimizer}; the run is trained by {family}"
+        raise InvalidRequest(message, "wrong_kind")
 
 
 def check_sampler_save(request: SaveWeightsForSamplerRequest) -> None:

@@ -19,6 +19,7 @@ from openrl.gateway.routes import (
     audit,
     checkpoints,
     copy_weights,
+    custom_losses,
     external_weights,
     futures,
     json_forward,
@@ -40,6 +41,7 @@ from openrl.store.base import Blobs, Store
 
 API_PREFIX = "/api/v1"
 _CACHED_ROWS = 10_000
+_CACHED_LOSSES = 256
 _CACHE_AGE_S = 10.0
 _API_TABLES = (
     sessions,
@@ -60,6 +62,7 @@ _API_TABLES = (
     usage,
     copy_weights,
     external_weights,
+    custom_losses,
 )
 
 
@@ -96,6 +99,7 @@ def create_app(
         runs=RowCache(_CACHED_ROWS, _CACHE_AGE_S, clock),
         samplers=RowCache(_CACHED_ROWS, _CACHE_AGE_S, clock),
         traces=TraceExports(store, blobs),
+        losses=RowCache(_CACHED_LOSSES, _CACHE_AGE_S, clock),
     )
     return Router(gateway, all_routes())
 

@@ -11,6 +11,7 @@ from openrl.catalog import Catalog
 from openrl.config import GatewayConfig
 from openrl.gateway.row_cache import RowCache
 from openrl.gateway.trace_exports import TraceExports
+from openrl.protocol.custom_loss import CustomLoss
 from openrl.store.base import Blobs, RunRow, SamplerRow, Store
 
 
@@ -39,6 +40,7 @@ class Gateway:
     runs: RowCache[RunRow]  # only what never changes may be read from these rows
     samplers: RowCache[SamplerRow]
     traces: TraceExports
+    losses: RowCache[CustomLoss]  # that clients created
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from openrl.protocol.custom_loss import CustomLoss
+
 Int32Array = NDArray[np.int32]
 Int64Array = NDArray[np.int64]
 Float32Array = NDArray[np.float32]
@@ -65,3 +67,4 @@ class ForwardBackwardInput:
     loss_fn: str
     loss_fn_config: dict[str, float | str] = field(default_factory=dict[str, float | str])
     is_forward_only: bool = False
+    custom_loss: CustomLoss | None = None  # what `loss_id` names, where loss_fn is "custom"; not part of the body

@@ -20,9 +20,11 @@ class LossInputSpec:
     0.0 and it has no part in the loss.
     """
 
-    dtype: Literal["int64", "float32"]
+    dtype: Literal["int64", "float32", "any"]
     allows_matrix: bool = False  # [N, K], dense or sparse, besides [N]; the shape of target_tokens
     minimum: float = -math.inf
+    rank: int | None = None  # how many dimensions it must have, where that is declared
+    is_per_token: bool = True  # False: any shape of that rank
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,7 @@ class LossSpec:
     required: Mapping[str, LossInputSpec]
     optional: Mapping[str, LossInputSpec] = field(default_factory=dict[str, LossInputSpec])
     settings: Mapping[str, LossSettingSpec] = field(default_factory=dict[str, LossSettingSpec])
+    ignores_others: bool = False  # datums may carry inputs that the loss does not name
 
     @property
     def is_rl(self) -> bool:
@@ -56,7 +59,8 @@ class LossSpec:
 def resolve_loss(name: str) -> LossSpec:
     """Raises InvalidRequest with the known names."""
     if name not in LOSSES:
-        raise InvalidRequest(f"unknown loss_fn {name!r}; known: {', '.join(LOSSES)}", "unknown_name")
+        message = f"unknown loss_fn {name!r}; known: {', '.join(LOSSES)}, {CUSTOM}"
+        raise InvalidRequest(message, "unknown_name")
     return LOSSES[name]
 
 
@@ -134,5 +138,7 @@ _ALL = (
     _policy_loss("stable_reinforce", _STABLE_SETTINGS, _RATIO_MASK),
 )
 
+CUSTOM = "custom"
+"""The name under which a loss that a client created is called; see protocol.custom_loss."""
 LOSSES: Mapping[str, LossSpec] = MappingProxyType({spec.name: spec for spec in _ALL})
 """Every built-in loss by its wire name."""

@@ -14,11 +14,12 @@ TrainingKind = Literal[
     "save_weights_external",
     "unload_model",
 ]
-RequestKind = TrainingKind | Literal["sample"]
+RequestKind = TrainingKind | Literal["sample", "create_custom_loss"]
 STATE_CHANGING_KINDS: frozenset[TrainingKind] = frozenset(
     ("create_model", "load_weights", "forward_backward", "optim_step")
 )
 """What a replay after a restart must run again; the other kinds leave no trace in the run."""
+OptimizerFamily = Literal["adamw", "dimuon"]
 CheckpointKind = Literal["weights", "sampler_weights", "external_weights"]
 
 
@@ -34,6 +35,7 @@ class RunSpec:
     train_attn: bool
     train_mlp: bool
     train_unembed: bool
+    optimizer: OptimizerFamily = "adamw"
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,10 @@ ignored; text that ends up in a row holds no NUL, which databases refuse.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from openrl.errors import InvalidRequest
+from openrl.protocol.runs import OptimizerFamily
 
 Id = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[^\x00]*$")]
 ProjectId = Annotated[
@@ -90,6 +93,11 @@ class OptimizerConfig(WireModel):
     type: str = "adamw"
 
 
+def optimizer_config_of(family: OptimizerFamily) -> OptimizerConfig:
+    """How the API names a family."""
+    return OptimizerConfig.model_validate({"type": family} | ({"version": 1} if family == "dimuon" else {}))
+
+
 class CreateModelRequest(WireModel):
     """Body of `create_model`."""
 
@@ -151,6 +159,17 @@ class AdamParamsWire(WireModel):
     grad_clip_norm: float = 0.0
 
 
+class DimuonParamsWire(WireModel):
+    """Settings of one Dimuon step (tinker-api §2.2)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["dimuon"]
+    learning_rate: float
+    grad_clip_norm: float = 0.0
+    beta1: float = 0.9
+
+
 class OptimStepRequest(WireModel):
     """Body of `optim_step`; `optimizer_params` is what clients send for families other than AdamW."""
 
@@ -158,6 +177,22 @@ class OptimStepRequest(WireModel):
     seq_id: TrainingSeqId
     adam_params: AdamParamsWire | None = None
     optimizer_params: dict[str, Any] | None = None
+
+
+def read_optimizer_params(request: OptimStepRequest) -> AdamParamsWire | DimuonParamsWire:
+    """The settings of a step, of whichever family; raises InvalidRequest."""
+    if request.adam_params is None and request.optimizer_params is None:
+        raise InvalidRequest("adam_params is missing; runs of another optimizer family send optimizer_params")
+    if request.adam_params is not None:
+        if request.optimizer_params is not None:
+            raise InvalidRequest("adam_params and optimizer_params are both given; a step takes one of them")
+        return request.adam_params
+    try:
+        return DimuonParamsWire.model_validate(request.optimizer_params)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InvalidRequest(f"optimizer_params are not those of dimuon: {where}: {first['msg']}") from None
 
 
 class SaveWeightsRequest(WireModel):
@@ -301,3 +336,4 @@ class AdapterManifest(WireModel):
     train_mlp: bool
     train_unembed: bool
     has_optimizer: bool
+    optimizer: OptimizerFamily = "adamw"

@@ -40,7 +40,7 @@ class SchedulerState:
         self._fleet.now = now
         match event:
             case RequestsArrived(requests):
-                self._runs.arrive([request for request in requests if request.kind != "sample"])
+                self._runs.arrive([request for request in requests if request.run_id])
                 self._samples.arrive([request for request in requests if request.kind == "sample"])
             case RequestCancelled(request_id):
                 _ = self._samples.cancel(request_id) or self._runs.cancel(request_id)

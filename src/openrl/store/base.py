@@ -65,7 +65,10 @@ class SessionRow:
 
 @dataclass(frozen=True, slots=True)
 class RunRow:
-    """One training run. `snapshot_seq_id` is -1 until the first snapshot."""
+    """One training run. `snapshot_seq_id` is -1 until the first snapshot.
+
+    `optimizer_config["type"]` is the spec's optimizer family.
+    """
 
     spec: RunSpec
     session_id: str
@@ -115,7 +118,8 @@ class CheckpointRow:
 class RequestRow:
     """One queued unit of work. Payload and result live in blobs; rows carry references.
 
-    `dedupe_key`: "run:<run_id>:<seq_id>" or "sampler:<sampler_id>:<seq_id>".
+    `dedupe_key`: "run:<run_id>:<seq_id>" or "sampler:<sampler_id>:<seq_id>" or
+    "loss:<session_id>:<custom_loss_seq_id>".
     """
 
     request_id: str
@@ -235,7 +239,8 @@ class Store(Protocol):
         """Store payload and row; returns the row as stored (the first one if repeated).
 
         Raises SessionEnded when the run is closed. A request that arrives already `failed` (refused,
-        but its number must not block the run) is stored as such with its error.
+        but its number must not block the run) is stored as such with its error, and one that arrives `done`
+        with its result.
         """
         ...
 

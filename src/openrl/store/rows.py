@@ -14,11 +14,12 @@ from openrl.store.base import ApiKeyRow, CheckpointRow, RequestRow, RunRow, Samp
 AnyRow = TenantRow | ApiKeyRow | SessionRow | RunRow | SamplerRow | RequestRow | CheckpointRow
 R = TypeVar("R", bound=AnyRow)
 Values = dict[str, Any]
-SPEC_NAMES = tuple(field.name for field in fields(RunSpec))
+SPEC_NAMES = tuple(field.name for field in fields(RunSpec) if field.name != "optimizer")
 RUN_NAMES = SPEC_NAMES + tuple(field.name for field in fields(RunRow) if field.name != "spec")
 REQUEST_NAMES = tuple(field.name for field in fields(RequestRow))
 SESSION_TAGS = [field.name for field in fields(SessionRow)].index("tags")
 RUN_SEED = SPEC_NAMES.index("seed")
+RUN_OPTIMIZER = RUN_NAMES.index("optimizer_config") - len(SPEC_NAMES)
 
 
 def request_values(row: RequestRow) -> Values:
@@ -82,7 +83,9 @@ def _build_session(row: Sequence[Any]) -> SessionRow:
 def _build_run(row: Sequence[Any]) -> RunRow:
     spec = list(row[: len(SPEC_NAMES)])
     spec[RUN_SEED] = int(spec[RUN_SEED])
-    return RunRow(RunSpec(*spec), *row[len(SPEC_NAMES) :])
+    rest = row[len(SPEC_NAMES) :]
+    config = rest[RUN_OPTIMIZER]  # the family has no column of its own
+    return RunRow(RunSpec(*spec, optimizer=config.get("type", "adamw")), *rest)
 
 
 _TABLES: dict[type[AnyRow], Table] = {

@@ -27,11 +27,23 @@ class AdamParams:
 
 
 @dataclass(frozen=True, slots=True)
+class DimuonParams:
+    """Orthogonalised momentum, see docs/optimizers.md."""
+
+    learning_rate: float
+    beta1: float = 0.9
+    grad_clip_norm: float = 0.0  # <= 0: no clipping
+
+
+OptimizerParams = AdamParams | DimuonParams
+
+
+@dataclass(frozen=True, slots=True)
 class OptimStep:
-    """One optimizer step of one run."""
+    """One optimizer step of one run; the parameters are of the run's family."""
 
     run_id: str
-    params: AdamParams
+    params: OptimizerParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +75,10 @@ class TrainingEngine(Protocol):
         ...
 
     def load_weights(self, run_id: str, state: RunState, with_optimizer: bool) -> None:
-        """Replace the adapter; moments come along or start from zero. Pending gradients go."""
+        """Replace the adapter; moments come along or start from zero. Pending gradients go.
+
+        Moments of another optimizer family than the run's are refused.
+        """
         ...
 
     def forward_backward(
@@ -77,5 +92,8 @@ class TrainingEngine(Protocol):
         ...
 
     def optim_step(self, steps: Sequence[OptimStep]) -> list[dict[str, float] | RequestFailed]:
-        """Step the runs, clear their gradients; metrics per step (`grad_norm`: before clipping)."""
+        """Step the runs, clear their gradients; metrics per step (`grad_norm`: before clipping).
+
+        A step whose gradient is not finite fails, leaves weights and optimizer as they were, and drops the gradient.
+        """
         ...

@@ -20,7 +20,7 @@ from openrl.training.base import OptimStep, RunState, TrainingEngine
 from openrl.training.gradients import StagedGradients
 from openrl.training.job import Job, open_job
 from openrl.training.micro_batch_pass import PassContext, run_micro_batch
-from openrl.training.optimizer import step_adamw
+from openrl.training.optimizer import step_optimizer
 from openrl.training.packing import pack
 from openrl.training.residency import Residency
 from openrl.training.runs import create_run, export_state, load_weights
@@ -74,7 +74,7 @@ class PackedTrainingEngine(TrainingEngine):
     def _step(self, step: OptimStep) -> dict[str, float] | RequestFailed:
         try:
             with self._residency.on_device([step.run_id]):
-                metrics = step_adamw(self._residency.read(step.run_id), step.params)
+                metrics = step_optimizer(self._residency.read(step.run_id), step.params)
                 self._residency.refresh(step.run_id)
         except RequestFailed as error:
             return error

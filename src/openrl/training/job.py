@@ -10,6 +10,7 @@ from torch import Tensor
 
 from openrl.errors import InvalidRequest, RequestFailed
 from openrl.model.base_model import BaseModel
+from openrl.protocol.custom_loss import custom_loss_spec
 from openrl.protocol.datum import Datum, ForwardBackwardInput
 from openrl.protocol.losses import LossSpec, resolve_loss, resolve_loss_settings
 from openrl.protocol.results import ForwardBackwardResult
@@ -67,20 +68,25 @@ def open_job(model: BaseModel, request: ForwardBackwardInput, max_group_rows: in
     `max_group_rows`: see group_datums; 0 computes every datum by itself.
     """
     try:
-        spec = resolve_loss(request.loss_fn)
-        call = LossCall(spec, resolve_loss_settings(request.loss_fn, request.loss_fn_config))
+        call = _loss_call(request)
     except InvalidRequest as error:
         return RequestFailed(str(error), "user")
     targets: list[Targets] = []
     needs_grad_M: list[NDArray[np.bool_]] = []
     for index, datum in enumerate(request.data):
         try:
-            targets.append(_read(model, datum, spec))
-            needs_grad_M.append(may_have_gradient(datum, targets[-1], spec))
+            targets.append(_read(model, datum, call.spec))
+            needs_grad_M.append(may_have_gradient(datum, targets[-1], call.spec))
         except InvalidRequest as error:
             return RequestFailed(f"datum {index}: {error}", "user")
     keys = [row_keys(datum.tokens, each.by_token()) for datum, each in zip(request.data, targets, strict=True)]
     return Job(request, call, targets, needs_grad_M, group_datums(keys, max_group_rows))
+
+
+def _loss_call(request: ForwardBackwardInput) -> LossCall:
+    if request.custom_loss is not None:
+        return LossCall(custom_loss_spec(request.custom_loss), {}, request.custom_loss)
+    return LossCall(resolve_loss(request.loss_fn), resolve_loss_settings(request.loss_fn, request.loss_fn_config))
 
 
 def _read(model: BaseModel, datum: Datum, spec: LossSpec) -> Targets:

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from openrl.errors import InvalidRequest
+from openrl.protocol.custom_loss import CustomLoss
 from openrl.protocol.datum import Datum, DenseArray, LossInput, SparseCsr
-from openrl.protocol.losses import MAX_TARGETS_PER_TOKEN, LossSpec
+from openrl.protocol.losses import CUSTOM, MAX_TARGETS_PER_TOKEN, LossSpec
 from openrl.training.losses import PolicyInputs
 
 ABSENT = -1
@@ -67,7 +68,8 @@ def may_have_gradient(datum: Datum, targets: Targets, spec: LossSpec) -> NDArray
     if spec.name == "cross_entropy":
         weights = _shaped(datum, "weights", targets.shape)
         return (weights.reshape(weights.shape[0], -1)[targets.rows_M] != 0).any(axis=1)
-    if spec.name in ("dro", "stable_reinforce"):  # their penalties reach tokens without an advantage
+    # The penalties of the first two reach tokens without an advantage; what a client's own loss reaches is not known.
+    if spec.name in ("dro", "stable_reinforce", CUSTOM):
         return np.ones(len(targets.rows_M), np.bool_)
     return _shaped(datum, "advantages", (datum.num_tokens,))[targets.rows_M] != 0
 
@@ -101,6 +103,20 @@ def read_policy_inputs(
         num_sequences=num_sequences,
         settings=settings,
     )
+
+
+def read_custom_inputs(datum: Datum, loss: CustomLoss, logprobs: Float[Tensor, "N ..."]) -> list[Tensor]:
+    """What a client's own loss takes: log-probabilities first, then the named inputs as they were sent."""
+    tensors = [logprobs]
+    for name, _ in loss.inputs[1:]:
+        tensors.append(torch.from_numpy(_dense(datum, name, ABSENT if name == "target_tokens" else 0)))
+    for place, (name, rank) in enumerate(loss.inputs):
+        if rank == 0 and tensors[place].numel() == 1:  # the wire has no other form of a number
+            tensors[place] = tensors[place].reshape(())
+        if tensors[place].ndim != rank:
+            shape = list(tensors[place].shape)
+            raise InvalidRequest(f"{name} has shape {shape}; the loss {loss.name!r} takes it with rank {rank}")
+    return tensors
 
 
 def _sequences(

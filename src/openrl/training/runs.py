@@ -20,7 +20,8 @@ BUFFERS = ("weights_P", "exp_avg_P", "exp_avg_sq_P", "gradients_P")
 class TrainingRun:
     """One adapter and its optimizer as flat fp32 buffers, all on one device.
 
-    `gradients_P` is None when nothing was added since the last step. A fresh optimizer has zero moments.
+    `gradients_P` is None when nothing was added since the last step. A fresh optimizer has zero moments;
+    Dimuon has the first one only.
     """
 
     def __init__(self, spec: RunSpec, layout: FlatLayout, weights_P: Float[Tensor, " P"]) -> None:
@@ -28,7 +29,7 @@ class TrainingRun:
         self.layout = layout
         self.weights_P = weights_P
         self.exp_avg_P = torch.zeros_like(weights_P)
-        self.exp_avg_sq_P = torch.zeros_like(weights_P)
+        self.exp_avg_sq_P: Tensor | None = torch.zeros_like(weights_P) if spec.optimizer == "adamw" else None
         self.gradients_P: Tensor | None = None
         self.num_steps = 0
 
@@ -91,8 +92,13 @@ def load_optimizer(run: TrainingRun, optimizer: Mapping[str, Any]) -> None:
     """Set moments and step count from a RunState's `optimizer`; an empty one leaves a fresh optimizer."""
     if not optimizer:
         return
+    squares = _under("exp_avg_sq.", optimizer)
+    if bool(squares) != (run.exp_avg_sq_P is not None):
+        held = "adamw" if squares else "dimuon"
+        raise RequestFailed(f"the state holds moments of {held}; the run is trained by {run.spec.optimizer}", "user")
     run.exp_avg_P = _flatten(run.layout, _under("exp_avg.", optimizer))
-    run.exp_avg_sq_P = _flatten(run.layout, _under("exp_avg_sq.", optimizer))
+    if run.exp_avg_sq_P is not None:
+        run.exp_avg_sq_P = _flatten(run.layout, squares)
     run.num_steps = int(optimizer["num_steps"])
 
 
@@ -100,6 +106,8 @@ def export_state(run: TrainingRun) -> RunState:
     """A copy on the host; names as in PEFT files, moments with `exp_avg.` or `exp_avg_sq.` before them."""
     optimizer: dict[str, Any] = {"num_steps": torch.tensor(run.num_steps)}
     for kind, flat_P in (("exp_avg.", run.exp_avg_P), ("exp_avg_sq.", run.exp_avg_sq_P)):
+        if flat_P is None:
+            continue
         optimizer.update({kind + name: tensor for name, tensor in _named(run.layout, flat_P).items()})
     gradients = {} if run.gradients_P is None else _named(run.layout, run.gradients_P)
     return RunState(_named(run.layout, run.weights_P), optimizer, gradients)

@@ -94,6 +94,7 @@ def _manifest(run: RunSpec, has_optimizer: bool) -> bytes:
         train_mlp=run.train_mlp,
         train_unembed=run.train_unembed,
         has_optimizer=has_optimizer,
+        optimizer=run.optimizer,
     )
     return manifest.model_dump_json(indent=2).encode()
 

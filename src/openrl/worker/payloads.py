@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import lru_cache
 from typing import TypeVar
 
 import numpy as np
@@ -9,8 +11,11 @@ from pydantic import ValidationError
 
 from openrl.errors import InvalidRequest
 from openrl.protocol.codec import decode_forward_backward
+from openrl.protocol.custom_loss import LOSS_FILE, CustomLoss, custom_loss_key, parse_custom_loss, read_loss_id
 from openrl.protocol.datum import ForwardBackwardInput, Int64Array, SparseCsr
+from openrl.protocol.losses import CUSTOM
 from openrl.protocol.wire import (
+    AdamParamsWire,
     LoadWeightsPayload,
     OptimStepRequest,
     SampleRequest,
@@ -20,13 +25,15 @@ from openrl.protocol.wire import (
     SaveWeightsRequest,
     TensorData,
     WireModel,
+    read_optimizer_params,
 )
 from openrl.rpc.messages import WorkItem
 from openrl.sampling.base import SampleJob, SamplingOptions
 from openrl.store.base import Blobs
-from openrl.training.base import AdamParams, OptimStep
+from openrl.training.base import AdamParams, DimuonParams, OptimStep
 
 WireT = TypeVar("WireT", bound=WireModel)
+_CACHED_LOSSES = 64
 
 
 class PayloadReader:
@@ -34,17 +41,22 @@ class PayloadReader:
 
     def __init__(self, blobs: Blobs) -> None:
         self._blobs = blobs
+        self._custom_loss = lru_cache(_CACHED_LOSSES)(self._read_custom_loss)
 
     def forward_backward(self, item: WorkItem) -> ForwardBackwardInput:
         """The datums of one request and their loss."""
-        return decode_forward_backward(self._blobs.get_payload(item.payload_ref))
+        request = decode_forward_backward(self._blobs.get_payload(item.payload_ref))
+        if request.loss_fn != CUSTOM:
+            return request
+        key = custom_loss_key(item.tenant_id, read_loss_id(request.loss_fn_config))
+        return replace(request, custom_loss=self._custom_loss(key))
 
     def optim_step(self, item: WorkItem) -> OptimStep:
-        """One AdamW step; other optimizer families are refused."""
-        request = self._read(item, OptimStepRequest)
-        if request.adam_params is None:
-            raise InvalidRequest("optim_step needs adam_params: AdamW is the only optimizer of this server")
-        return OptimStep(item.run_id, AdamParams(**request.adam_params.model_dump()))
+        """One optimizer step, of whichever family."""
+        params = read_optimizer_params(self._read(item, OptimStepRequest))
+        if isinstance(params, AdamParamsWire):
+            return OptimStep(item.run_id, AdamParams(**params.model_dump()))
+        return OptimStep(item.run_id, DimuonParams(params.learning_rate, params.beta1, params.grad_clip_norm))
 
     def load_weights(self, item: WorkItem) -> LoadWeightsPayload:
         """Which checkpoint to load, already resolved."""
@@ -81,6 +93,9 @@ class PayloadReader:
             prompt_alt_tokens_k=request.prompt_alt_tokens_k,
             target_prompt_tokens=None if target is None else int64_tensor(target),
         )
+
+    def _read_custom_loss(self, key: str) -> CustomLoss:
+        return parse_custom_loss(self._blobs.get_object(key)[LOSS_FILE])
 
     def _read(self, item: WorkItem, model: type[WireT]) -> WireT:
         try:

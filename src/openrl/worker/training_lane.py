@@ -190,7 +190,7 @@ class TrainingLane:
                 return self._files.save_for_sampler(item)
             case "save_weights_external":
                 return self._files.save_for_other_tools(item)
-            case "forward" | "forward_backward" | "optim_step" | "sample":
+            case "forward" | "forward_backward" | "optim_step" | "sample" | "create_custom_loss":
                 raise RequestFailed(f"{item.kind} cannot run in a command of another kind", "server")
             case _:
                 assert_never(item.kind)

@@ -8,7 +8,7 @@ from openrl.gateway.context import Call, Route
 from openrl.gateway.query import MAX_PAGE, read_page
 from openrl.gateway.replies import json_reply, no_content, show_checkpoint, show_cursor
 from openrl.protocol.paths import CheckpointPath, parse_checkpoint_kind, parse_checkpoint_name
-from openrl.protocol.wire import CheckpointTtlRequest, WeightsInfoRequest
+from openrl.protocol.wire import CheckpointTtlRequest, WeightsInfoRequest, optimizer_config_of
 from openrl.store.doomed import free_doomed_objects
 
 ADDRESS = "/training_runs/{run_id}/checkpoints/{kind}/{name}"
@@ -85,7 +85,7 @@ async def weights_info(call: Call) -> Response:
             "base_model": manifest.base_model,
             "is_lora": True,
             "lora_rank": manifest.rank,
-            "optimizer_config": {"type": "adamw"},
+            "optimizer_config": optimizer_config_of(manifest.optimizer).model_dump(),
             "train_unembed": manifest.train_unembed,
             "train_mlp": manifest.train_mlp,
             "train_attn": manifest.train_attn,

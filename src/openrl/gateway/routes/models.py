@@ -5,7 +5,7 @@ from dataclasses import replace
 from starlette.responses import Response
 
 from openrl.errors import InvalidRequest, QuotaExceeded, SessionEnded
-from openrl.gateway.admission import admit_lora, check_load, check_optimizer, check_rank
+from openrl.gateway.admission import admit_lora, admit_optimizer, check_load, check_moments, check_rank
 from openrl.gateway.body import parse_json, read_body, read_json
 from openrl.gateway.checkpoint_access import find_checkpoint, read_manifest
 from openrl.gateway.context import Call, Route
@@ -21,6 +21,7 @@ from openrl.protocol.wire import (
     LoadWeightsRequest,
     OptimizerConfig,
     RunRequest,
+    optimizer_config_of,
 )
 from openrl.store.base import CheckpointRow, Json, RunRow
 
@@ -31,7 +32,7 @@ async def create_model(call: Call) -> Response:
     """A new run with a fresh adapter."""
     body = await read_body(call)
     request = parse_json(body, CreateModelRequest)
-    check_optimizer(request.optimizer_config)
+    family = admit_optimizer(request.optimizer_config)
     lora = admit_lora(request.lora_config, call.gateway.config)
     base_model = call.gateway.catalog.get(request.base_model).name
     spec = RunSpec(
@@ -43,6 +44,7 @@ async def create_model(call: Call) -> Response:
         train_attn=lora.train_attn,
         train_mlp=lora.train_mlp,
         train_unembed=lora.train_unembed,
+        optimizer=family,
     )
     run = await _new_run(
         call, spec, request.session_id, request.model_seq_id, request.optimizer_config, request.user_metadata
@@ -65,6 +67,8 @@ async def _create_from_checkpoint(call: Call, request: LoadWeightsRequest) -> Re
         raise InvalidRequest("give model_id and seq_id, or session_id and model_seq_id", "missing")
     checkpoint, manifest = await _resolve(call, request)
     check_rank(manifest.rank, call.gateway.config)
+    kept = optimizer_config_of(manifest.optimizer if request.optimizer else "adamw")
+    optimizer = request.optimizer_config or kept
     spec = RunSpec(
         run_id=training_run_id(request.session_id, request.model_seq_id),
         tenant_id=call.tenant_id,
@@ -74,8 +78,8 @@ async def _create_from_checkpoint(call: Call, request: LoadWeightsRequest) -> Re
         train_attn=manifest.train_attn,
         train_mlp=manifest.train_mlp,
         train_unembed=manifest.train_unembed,
+        optimizer=admit_optimizer(optimizer),
     )
-    optimizer = request.optimizer_config or OptimizerConfig()
     run = await _new_run(call, spec, request.session_id, request.model_seq_id, optimizer, request.user_metadata)
     row = new_request(call, run, "load_weights", 0)
     _, row = await call.gateway.store.create_run(run, row, _load_payload(request, checkpoint))
@@ -90,12 +94,12 @@ async def _admit_load(call: Call, run: RunRow, request: LoadWeightsRequest, _: b
     if here != there:
         names = "(base model, rank, train_attn, train_mlp, train_unembed)"
         raise InvalidRequest(f"{request.path} has {names} {there}; run {spec.run_id} has {here}", "wrong_shape")
+    check_moments(manifest, request.path, spec.optimizer, with_optimizer=request.optimizer)
     return _load_payload(request, checkpoint)
 
 
 async def _resolve(call: Call, request: LoadWeightsRequest) -> tuple[CheckpointRow, AdapterManifest]:
     """The checkpoint a load asks for, and its shape; raises InvalidRequest and NotFound."""
-    check_optimizer(request.optimizer_config)
     checkpoint = await find_checkpoint(call, request.path, request.weights_access_token)
     if checkpoint.kind != "weights":
         raise InvalidRequest(
@@ -103,6 +107,9 @@ async def _resolve(call: Call, request: LoadWeightsRequest) -> tuple[CheckpointR
         )
     manifest = await read_manifest(call, checkpoint)
     check_load(manifest, request.path, with_optimizer=request.optimizer, base_model=request.base_model)
+    if request.optimizer_config is not None:
+        family = admit_optimizer(request.optimizer_config)
+        check_moments(manifest, request.path, family, with_optimizer=request.optimizer)
     return checkpoint, manifest
 
 

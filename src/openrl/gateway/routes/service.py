@@ -18,6 +18,7 @@ async def client_config(call: Call) -> Response:
         "proto_write_fwdbwd": True,
         "fwd_via_fwdbwd": True,
         "create_model_via_load_weights": True,
+        "custom_loss_server_side": True,
     }
     return json_reply(content)
 

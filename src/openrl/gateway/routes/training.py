@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import replace
+from functools import partial
 
 from starlette.responses import Response
 
@@ -10,12 +11,15 @@ from openrl.gateway.admission import admit_forward_backward, admit_optim_step, c
 from openrl.gateway.body import BodyTooLarge, read_body
 from openrl.gateway.checkpoint_access import check_name_is_free
 from openrl.gateway.context import Call, Route
+from openrl.gateway.custom_losses import find_loss
 from openrl.gateway.metadata import check_metadata
 from openrl.gateway.replies import future_reply
 from openrl.gateway.routes.json_forward import forward_backward_from_json, is_json
 from openrl.gateway.submission import find_run, new_request, refuse, submit_json
 from openrl.protocol.codec import decode_forward_backward, decode_run_and_seq_id
+from openrl.protocol.custom_loss import read_loss_id
 from openrl.protocol.datum import ForwardBackwardInput
+from openrl.protocol.losses import CUSTOM
 from openrl.protocol.paths import CheckpointPath, parse_checkpoint_name
 from openrl.protocol.prefix import read_address
 from openrl.protocol.wire import OptimStepRequest, SaveWeightsForSamplerRequest, SaveWeightsRequest
@@ -41,6 +45,7 @@ async def forward_backward(call: Call) -> Response:
     run = await find_run(call, request.run_id)
     row = new_request(call, run, "forward" if request.is_forward_only else "forward_backward", request.seq_id)
     try:
+        request = await _with_custom_loss(call, request)
         num_tokens = await _admit(call, run, request, len(body))
     except (InvalidRequest, NotFound) as error:
         return await refuse(call, row, error)
@@ -51,6 +56,15 @@ async def _decode(body: bytes) -> ForwardBackwardInput:
     if len(body) <= _INLINE_BYTES:
         return decode_forward_backward(body)
     return await asyncio.to_thread(decode_forward_backward, body)
+
+
+async def _with_custom_loss(call: Call, request: ForwardBackwardInput) -> ForwardBackwardInput:
+    """The request with the loss that it names, where that is one of the tenant's own."""
+    if request.loss_fn != CUSTOM:
+        return request
+    loss_id = read_loss_id(request.loss_fn_config)
+    loss = await call.gateway.losses.get(call.tenant_id, loss_id, partial(find_loss, call))
+    return replace(request, custom_loss=loss)
 
 
 async def _admit(call: Call, run: RunRow, request: ForwardBackwardInput, num_bytes: int) -> int:
@@ -79,8 +93,8 @@ async def optim_step(call: Call) -> Response:
     return await submit_json(call, await read_body(call), "optim_step", OptimStepRequest, _admit_optim_step)
 
 
-async def _admit_optim_step(_: Call, __: RunRow, request: OptimStepRequest, body: bytes) -> bytes:
-    admit_optim_step(request)
+async def _admit_optim_step(_: Call, run: RunRow, request: OptimStepRequest, body: bytes) -> bytes:
+    admit_optim_step(request, run.spec.optimizer)
     return body
 
 
