@@ -38,7 +38,7 @@ def decode_body(body: bytes | memoryview) -> Message:
         if name not in _DECODERS:
             raise InvalidRequest(f"message type {name!r} is unknown")
         return _DECODERS[name].decode(fields)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"malformed message: {error}") from error
 
 
