@@ -9,7 +9,7 @@ from itertools import chain
 from starlette.types import ASGIApp
 
 from openrl.catalog import Catalog
-from openrl.config import GatewayConfig
+from openrl.config import ClientConfig, GatewayConfig
 from openrl.gateway.context import Gateway, Hooks, Route
 from openrl.gateway.openapi import describe
 from openrl.gateway.router import Router
@@ -21,6 +21,7 @@ from openrl.gateway.routes import (
     pages,
     runs,
     sampling,
+    sampling_clients,
     service,
     sessions,
     telemetry,
@@ -41,6 +42,7 @@ def create_app(
     config: GatewayConfig,
     clock: Callable[[], float] = time.time,
     *,
+    client: ClientConfig | None = None,
     signing_key: bytes | None = None,
     new_id: Callable[[], str] | None = None,
     new_seed: Callable[[], int] | None = None,
@@ -59,6 +61,7 @@ def create_app(
         blobs=blobs,
         catalog=catalog,
         config=config,
+        client=client or ClientConfig(),
         clock=clock,
         new_id=new_id or _random_id,
         new_seed=new_seed or _random_seed,
@@ -72,7 +75,8 @@ def create_app(
 
 def all_routes() -> list[tuple[str, Route]]:
     """Every endpoint with the prefix of its path."""
-    tables = (sessions, training, sampling, futures, runs, checkpoints, models, service, telemetry, archive)
+    sampled = (sampling, sampling_clients, futures)
+    tables = (sessions, training, *sampled, runs, checkpoints, models, service, telemetry, archive)
     api = [(API_PREFIX, route) for route in chain.from_iterable(table.ROUTES for table in tables)]
     probes = [("", route) for route in service.ROUTES if route.is_public]
     described = [*api, *probes, *(("", route) for route in pages.ROUTES)]

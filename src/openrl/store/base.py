@@ -20,6 +20,7 @@ from openrl.protocol.runs import CheckpointKind, RequestKind, RunSpec
 
 RequestState = Literal["queued", "done", "failed", "cancelled"]
 SessionState = Literal["active", "finished", "expired"]
+MAX_ENDED = 1000
 Json = dict[str, Any]
 T = TypeVar("T")
 
@@ -135,6 +136,7 @@ class RequestRow:
     error: str = ""
     category: ErrorCategory = "unknown"
     finished_at: float | None = None
+    end_position: int = 0  # samples: order of ending among all samples, given by the store; 0 until then
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +215,9 @@ class Store(Protocol):
     async def create_sampler(self, sampler: SamplerRow) -> SamplerRow: ...
     async def get_sampler(self, tenant_id: str, sampler_id: str) -> SamplerRow: ...
     async def samplers_of_session(self, tenant_id: str, session_id: str) -> tuple[SamplerRow, ...]: ...
+    async def join_sampler(self, tenant_id: str, sampler_id: str) -> int:
+        """A number from 1 that no other caller was or will be given for this sampler."""
+        ...
 
     # -- requests
     async def enqueue(self, request: RequestRow, payload: bytes) -> RequestRow:
@@ -226,6 +231,20 @@ class Store(Protocol):
     async def get_request(self, tenant_id: str, request_id: str) -> RequestRow: ...
     async def wait_finished(self, tenant_id: str, request_id: str, timeout_s: float) -> RequestRow | None:
         """The row once it is not queued, or None after `timeout_s`. Woken by `finish`, never polls."""
+        ...
+
+    async def ended_samples(
+        self, tenant_id: str, sampler_id: str, seq_ids: range, after: int, timeout_s: float
+    ) -> tuple[RequestRow, ...]:
+        """The sampler's requests with these numbers and an `end_position` over `after`, in that order.
+
+        At most MAX_ENDED of them. Waits up to `timeout_s` for the first; empty if there is none by then. Woken by
+        `finish`, never polls. Nobody who passes on the last `end_position` misses one, also over restarts.
+        """
+        ...
+
+    async def release_results(self, tenant_id: str, sampler_id: str, request_ids: Sequence[str]) -> None:
+        """Let go of results that their client has; ids of unfinished requests or other samplers are ignored."""
         ...
 
     def new_requests(self) -> AsyncIterator[Sequence[RequestRow]]:
@@ -308,6 +327,10 @@ class Blobs(Protocol):
 
         May be called on an event loop.
         """
+        ...
+
+    def payload_size(self, ref: str) -> int:
+        """Bytes of a payload, told by its ref alone; raises NotFound for what is no ref."""
         ...
 
     def sweep_packs(self, is_live: "PackInUse") -> int:

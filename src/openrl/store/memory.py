@@ -3,12 +3,14 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Literal, TypeVar
 
 from openrl.errors import InvalidRequest, NotFound, SessionEnded, Unauthorized, Unavailable
 from openrl.protocol.runs import STATE_CHANGING_KINDS, CheckpointKind
 from openrl.store.base import (
+    MAX_ENDED,
     ApiKeyRow,
     Blobs,
     CheckpointRow,
@@ -42,6 +44,8 @@ class MemoryStore:
         self._checkpoints: dict[CheckpointId, CheckpointRow] = {}
         self._listeners: list[asyncio.Queue[Sequence[RequestRow] | None]] = []
         self._changed = asyncio.Condition()
+        self._num_joined: dict[str, int] = {}  # by sampler
+        self._num_ended_samples = 0
         self._is_closed = False
 
     async def close(self) -> None:
@@ -160,6 +164,11 @@ class MemoryStore:
         of_session = [r for r in self._samplers.values() if (r.tenant_id, r.session_id) == (tenant_id, session_id)]
         return tuple(sorted(of_session, key=lambda row: row.sampling_session_seq_id))
 
+    async def join_sampler(self, tenant_id: str, sampler_id: str) -> int:
+        await self.get_sampler(tenant_id, sampler_id)
+        self._num_joined[sampler_id] = self._num_joined.get(sampler_id, 0) + 1
+        return self._num_joined[sampler_id]
+
     # -- requests
     async def enqueue(self, request: RequestRow, payload: bytes) -> RequestRow:
         for row in self._requests.values():
@@ -191,6 +200,27 @@ class MemoryStore:
             raise Unavailable("the store is closing")
         return row
 
+    async def ended_samples(
+        self, tenant_id: str, sampler_id: str, seq_ids: range, after: int, timeout_s: float
+    ) -> tuple[RequestRow, ...]:
+        def ended() -> list[RequestRow]:
+            rows = [row for row in self._requests.values() if row.end_position > after and row.seq_id in seq_ids]
+            rows = [row for row in rows if (row.tenant_id, row.sampler_id) == (tenant_id, sampler_id)]
+            return sorted(rows, key=lambda row: row.end_position)[:MAX_ENDED]
+
+        await self.get_sampler(tenant_id, sampler_id)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s), self._changed:
+                await self._changed.wait_for(lambda: self._is_closed or ended())
+        if not ended() and self._is_closed:
+            raise Unavailable("the store is closing")
+        return tuple(ended())
+
+    async def release_results(self, tenant_id: str, sampler_id: str, request_ids: Sequence[str]) -> None:
+        for row in [self._requests[each] for each in request_ids if each in self._requests]:
+            if (row.tenant_id, row.sampler_id) == (tenant_id, sampler_id) and row.state != "queued":
+                self._requests[row.request_id] = replace(row, result_ref="")
+
     async def new_requests(self) -> AsyncIterator[Sequence[RequestRow]]:
         groups: asyncio.Queue[Sequence[RequestRow] | None] = asyncio.Queue()
         self._listeners.append(groups)
@@ -204,13 +234,13 @@ class MemoryStore:
     async def finish(self, finished: Sequence[FinishedRequest]) -> None:
         for item in finished:
             _found(self._requests.get(item.request_id), f"request {item.request_id!r}")
-        before = dict(self._requests), dict(self._checkpoints), dict(self._samplers)
+        before = dict(self._requests), dict(self._checkpoints), dict(self._samplers), self._num_ended_samples
         try:
             for item in finished:
                 if self._requests[item.request_id].state == "queued":
                     await self._finish_one(item)
         except InvalidRequest:
-            self._requests, self._checkpoints, self._samplers = before
+            self._requests, self._checkpoints, self._samplers, self._num_ended_samples = before
             raise
         await self._notify()
 
@@ -297,13 +327,16 @@ class MemoryStore:
         return row
 
     async def _finish_one(self, item: FinishedRequest) -> None:
+        row = self._requests[item.request_id]
+        self._num_ended_samples += row.sampler_id != ""
         self._requests[item.request_id] = replace(
-            self._requests[item.request_id],
+            row,
             state=item.state,
             finished_at=item.finished_at,
             result_ref=item.result_ref,
             error=item.error,
             category=item.category,
+            end_position=self._num_ended_samples if row.sampler_id else 0,
         )
         if item.checkpoint is not None:
             self._checkpoints[item.checkpoint.run_id, item.checkpoint.kind, item.checkpoint.name] = item.checkpoint

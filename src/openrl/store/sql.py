@@ -14,6 +14,7 @@ from openrl.errors import NotFound, Unavailable
 from openrl.protocol.runs import CheckpointKind
 from openrl.store import checkpoints, requests, retention, runs, samplers, sessions, tenants
 from openrl.store.base import (
+    MAX_ENDED,
     ApiKeyRow,
     Blobs,
     CheckpointRow,
@@ -145,6 +146,9 @@ class SqlStore:
     async def samplers_of_session(self, tenant_id: str, session_id: str) -> tuple[SamplerRow, ...]:
         return await self._read(samplers.samplers_of_session, tenant_id, session_id)
 
+    async def join_sampler(self, tenant_id: str, sampler_id: str) -> int:
+        return await self._change(samplers.join_sampler, tenant_id, sampler_id)
+
     # -- requests
     async def enqueue(self, request: RequestRow, payload: bytes) -> RequestRow:
         return await self._write(Enqueue(request, payload))
@@ -167,6 +171,24 @@ class SqlStore:
                 return await ending
             finally:
                 giving_up.cancel()
+
+    async def ended_samples(
+        self, tenant_id: str, sampler_id: str, seq_ids: range, after: int, timeout_s: float
+    ) -> tuple[RequestRow, ...]:
+        # As above: what ends while the rows are read is watched already.
+        with self._board.watching(sampler_id, seq_ids, after) as watch:
+            rows = await self._read(requests.ended_samples, tenant_id, sampler_id, seq_ids, after)
+            if rows or timeout_s <= 0.0:
+                return rows
+            giving_up = asyncio.get_running_loop().call_later(timeout_s, _give_up, watch.first)
+            try:
+                await watch.first
+            finally:
+                giving_up.cancel()
+            return tuple(watch.rows[:MAX_ENDED])
+
+    async def release_results(self, tenant_id: str, sampler_id: str, request_ids: Sequence[str]) -> None:
+        await self._change(requests.release_results, tenant_id, sampler_id, request_ids)
 
     async def new_requests(self) -> AsyncIterator[Sequence[RequestRow]]:
         with self._board.listening() as groups:
