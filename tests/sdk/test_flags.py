@@ -148,7 +148,8 @@ def test_compressed_chunks_give_the_same_gradients(
     before = answers(flagged, "forward_backward")
     assert backward(packed, data) == pytest.approx(backward(plain, data))
     assert answers(flagged, "forward_backward") - before == 4  # chunks of two
-    assert train(packed, 2)[1].passed.logprobs == train(plain, 2)[1].passed.logprobs
+    for ours, theirs in zip(train(packed, 2)[1].passed.logprobs, train(plain, 2)[1].passed.logprobs, strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-5)  # gradients of chunks are added in another order
 
 
 @pytest.mark.parametrize("kind", ["snapshot", "inflight"])

@@ -113,10 +113,19 @@ async def test_results_that_their_client_has_are_let_go(samplers: Store):
     await enqueue(samplers, 1, 2, 3)
     await samplers.enqueue(sample("q", 1, BOB), b"p")
     await samplers.finish([done("p-1"), done("p-2"), done("q-1")])
-    await samplers.release_results(ALICE, "p", ["p-1", "p-3", "q-1", "nothing"])
+    await samplers.release_results(ALICE, "p", ["p-1", "q-1", "nothing"])
     await samplers.release_results(BOB, "q", ["p-2"])
+    await samplers.prune(0.0)
     kept = {each: (await samplers.get_request(ALICE, each)).result_ref for each in ("p-1", "p-2")}
     assert kept == {"p-1": "", "p-2": "r:0:0"}
     assert (await samplers.get_request(BOB, "q-1")).result_ref == "r:0:0"
+
+
+async def test_results_are_let_go_once_they_are_many(samplers: Store):
+    await enqueue(samplers, *range(4))
+    await samplers.finish([done(f"p-{n}") for n in range(3)])
+    await samplers.release_results(ALICE, "p", ["p-0", "p-3", *map(str, range(2000))])
     await samplers.finish([done("p-3")])
-    assert (await samplers.get_request(ALICE, "p-3")).result_ref == "r:0:0"
+    await samplers.prune(0.0)
+    refs = [(await samplers.get_request(ALICE, f"p-{n}")).result_ref for n in range(3)]
+    assert refs == ["", "r:0:0", "r:0:0"]

@@ -244,7 +244,10 @@ class Store(Protocol):
         ...
 
     async def release_results(self, tenant_id: str, sampler_id: str, request_ids: Sequence[str]) -> None:
-        """Let go of results that their client has; ids of unfinished requests or other samplers are ignored."""
+        """Let go of results that their client has; ids of unfinished requests or other samplers are ignored.
+
+        Many are let go at a time, the rest by `prune`; what a restart forgets goes when it is old.
+        """
         ...
 
     def new_requests(self) -> AsyncIterator[Sequence[RequestRow]]:

@@ -46,6 +46,7 @@ class MemoryStore:
         self._changed = asyncio.Condition()
         self._num_joined: dict[str, int] = {}  # by sampler
         self._num_ended_samples = 0
+        self._released: set[str] = set()
         self._is_closed = False
 
     async def close(self) -> None:
@@ -217,9 +218,9 @@ class MemoryStore:
         return tuple(ended())
 
     async def release_results(self, tenant_id: str, sampler_id: str, request_ids: Sequence[str]) -> None:
-        for row in [self._requests[each] for each in request_ids if each in self._requests]:
-            if (row.tenant_id, row.sampler_id) == (tenant_id, sampler_id) and row.state != "queued":
-                self._requests[row.request_id] = replace(row, result_ref="")
+        rows = [self._requests[each] for each in request_ids if each in self._requests]
+        rows = [row for row in rows if (row.tenant_id, row.sampler_id) == (tenant_id, sampler_id)]
+        self._released |= {row.request_id for row in rows}
 
     async def new_requests(self) -> AsyncIterator[Sequence[RequestRow]]:
         groups: asyncio.Queue[Sequence[RequestRow] | None] = asyncio.Queue()
@@ -260,7 +261,7 @@ class MemoryStore:
 
     async def prune(self, finished_before: float) -> int:
         for row in list(self._requests.values()):
-            if row.finished_at is not None and row.finished_at < finished_before:
+            if row.finished_at is not None and (row.finished_at < finished_before or row.request_id in self._released):
                 row = replace(row, result_ref="")
             if row.state != "queued" and self._is_covered(row):
                 row = replace(row, payload_ref="")

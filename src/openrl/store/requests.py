@@ -132,11 +132,10 @@ def ended_samples(
     return rows_of(connection, RequestRow, query.order_by(requests.c.end_position).limit(MAX_ENDED))
 
 
-def release_results(connection: Connection, tenant_id: str, sampler_id: str, request_ids: Sequence[str]) -> None:
-    """Drop references to results of finished requests of a tenant's sampler."""
-    if request_ids:
-        rows = [{"id": each, "tenant": tenant_id, "sampler": sampler_id} for each in request_ids]
-        connection.execute(RELEASE, rows)
+def release_results(connection: Connection, released: Sequence[tuple[str, str, str]]) -> None:
+    """Drop references to results of finished requests, each named by tenant, sampler and id."""
+    rows = [{"tenant": tenant_id, "sampler": sampler_id, "id": each} for tenant_id, sampler_id, each in released]
+    connection.execute(RELEASE, rows)
 
 
 def backlog(connection: Connection) -> tuple[int, tuple[RequestRow, ...]]:

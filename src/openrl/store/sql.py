@@ -35,6 +35,7 @@ from openrl.store.writer import GroupWriter
 
 T = TypeVar("T")
 Clock = Callable[[], float]
+RELEASED_AT_ONCE = 1000
 
 
 async def create_store(url: str, blobs: Blobs, clock: Clock = time.time) -> "SqlStore":
@@ -58,6 +59,7 @@ class SqlStore:
         self._keys = KeyCache(time.monotonic)
         self._writer = GroupWriter(engines.writer, blobs, self._publish)
         self._readers = ThreadPoolExecutor(NUM_READERS, thread_name_prefix="store-reader")
+        self._released: list[tuple[str, str, str]] = []  # tenant, sampler, request
         self._is_closed = False
 
     async def close(self) -> None:
@@ -188,7 +190,10 @@ class SqlStore:
             return tuple(watch.rows[:MAX_ENDED])
 
     async def release_results(self, tenant_id: str, sampler_id: str, request_ids: Sequence[str]) -> None:
-        await self._change(requests.release_results, tenant_id, sampler_id, request_ids)
+        # Not at once: a commit for every poll would hold up the samples that arrive meanwhile.
+        self._released += [(tenant_id, sampler_id, each) for each in request_ids]
+        if len(self._released) >= RELEASED_AT_ONCE:
+            await self._release()
 
     async def new_requests(self) -> AsyncIterator[Sequence[RequestRow]]:
         with self._board.listening() as groups:
@@ -210,6 +215,7 @@ class SqlStore:
         return await self._read(requests.run_progress, run_id)
 
     async def prune(self, finished_before: float) -> int:
+        await self._release()
         while await self._change(retention.release_results, finished_before) == retention.BATCH:
             pass
         while await self._change(retention.release_payloads) == retention.BATCH:
@@ -245,6 +251,11 @@ class SqlStore:
         return await self._change(
             checkpoints.update_checkpoint, tenant_id, run_id, kind, name, is_public, expires_at, self._clock()
         )
+
+    async def _release(self) -> None:
+        released, self._released = self._released, []
+        if released:
+            await self._change(requests.release_results, released)
 
     async def _write(self, write: Write) -> Any:
         return await self._writer.submit(write)
