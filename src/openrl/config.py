@@ -5,6 +5,7 @@
 
 import os
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_settings import (
@@ -72,6 +73,35 @@ class GatewayConfig(Section):
     """How long a token is valid."""
     rates: RatesConfig = RatesConfig()
     """What usage costs."""
+
+
+Flag = bool | Literal["auto"]
+
+
+class ClientConfig(Section):
+    """What the server tells SDK clients to do; "auto" is what docs/client-flags.md found faster."""
+
+    sample_use_retrieve_futures: Flag = "auto"
+    """One poll for all samples of a sampling client, in place of one each."""
+    sample_join_sampling_session: Flag = "auto"
+    """Copies of a sampling client ask for their number, in place of drawing it."""
+    sample_cancel_enabled: Flag = "auto"
+    """Clients tell of samples that they no longer wait for."""
+    sample_cancel_max_batch_size: int = Field(default=64, ge=1)
+    """Cancellations that a client sends at once."""
+    proto_compress_fwdbwd: Flag = "auto"
+    """Clients compress forward_backward bodies with zstd."""
+    parallel_fwdbwd_chunks: Flag = "auto"
+    """Clients send the chunks of one forward_backward side by side."""
+    fwdbwd_max_chunk_len: int = Field(default=0, ge=0)
+    """Datums in one chunk; 0: 1024, or gateway.max_datums where that is less."""
+    fwdbwd_max_chunk_bytes_count: int = Field(default=0, ge=0)
+    """Bytes in one chunk as the client estimates them; a larger datum goes alone. 0: 5 MB, or half of
+    gateway.max_body_bytes where that is less."""
+    complete_metadata: Flag = "auto"
+    """Clients are told the size of a large result before it is sent, and fetch it when they have room."""
+    complete_metadata_bytes: int = Field(default=2**20, ge=1)
+    """What counts as large."""
 
 
 class StoreConfig(Section):
@@ -148,6 +178,7 @@ class Config(BaseSettings):
     models: tuple[ModelConfig, ...] = ()
     """Base models to serve."""
     gateway: GatewayConfig = GatewayConfig()
+    client: ClientConfig = ClientConfig()
     store: StoreConfig = StoreConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
     training: TrainingConfig = TrainingConfig()

@@ -33,6 +33,7 @@ class GatewayServer:
         self.cancelled: list[str] = []
         self.ended: list[str] = []
         self.is_ready = True
+        self.app_config = config
         self.app = create_app(
             self.store,
             self.blobs,

@@ -127,6 +127,13 @@ class TwinStores(RuleBasedStateMachine):
     def finish(self, ids: list[tuple[int, int]], at: float, state: str) -> None:
         self.both("finish", [done(f"r{n}-{seq_id}", finished_at=at, state=state) for n, seq_id in ids])
 
+    @rule(tenant=tenants, n=small, ids=st.lists(st.tuples(small, small), max_size=3), after=small)
+    def finish_samples(self, tenant: str, n: int, ids: list[tuple[int, int]], after: int) -> None:
+        self.both("finish", [done(f"p{sampler_id}-{seq_id}") for sampler_id, seq_id in ids])
+        self.both("release_results", tenant, f"p{n}", [f"p{n}-{after}"])
+        self.both("ended_samples", tenant, f"p{n}", range(1, 3), after, 0.0)
+        self.both("join_sampler", tenant, f"p{n}")
+
     @rule(
         tenant=tenants,
         n=small,

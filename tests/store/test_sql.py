@@ -18,7 +18,7 @@ from openrl.store.engines import open_engines
 from openrl.store.memory_blobs import MemoryBlobs
 from openrl.store.schema import metadata
 from openrl.store.sql import create_store
-from tests.store.rows_for_tests import ALICE, BOB, done, request, run, session
+from tests.store.rows_for_tests import ALICE, BOB, done, request, run, sample, sampler, session
 
 
 def url_in(folder: Path) -> str:
@@ -30,7 +30,7 @@ def test_the_migrations_make_the_tables_that_the_queries_expect(tmp_path: Path):
         engines = open_engines(url_in(tmp_path))
         with engines.reader.begin() as connection:
             assert compare_metadata(MigrationContext.configure(connection), metadata) == []
-            assert connection.scalar(text("SELECT version_num FROM alembic_version")) == "0003"
+            assert connection.scalar(text("SELECT version_num FROM alembic_version")) == "0005"
         engines.dispose()
 
 
@@ -71,6 +71,25 @@ async def test_everything_is_there_after_reopening(tmp_path: Path):
     await store.finish([done(row.request_id)])
     assert (await waiting) == await store.get_request(ALICE, row.request_id)
     assert (await store.enqueue(request("r1", 2), b"p")).position == row.position + 1
+    await store.close()
+
+
+async def test_the_order_of_ended_samples_and_the_numbers_of_clients_go_on_after_reopening(tmp_path: Path):
+    blobs = MemoryBlobs()
+    store = await create_store(url_in(tmp_path), blobs)
+    await store.create_sampler(sampler("p"))
+    for n in range(3):
+        await store.enqueue(sample("p", n), b"p")
+    await store.finish([done("p-1"), done("p-0")])
+    seen = await store.ended_samples(ALICE, "p", range(10), 0, 0.0)
+    assert await store.join_sampler(ALICE, "p") == 1
+    await store.close()
+    store = await create_store(url_in(tmp_path), blobs)
+    assert await store.ended_samples(ALICE, "p", range(10), 0, 0.0) == seen
+    await store.finish([done("p-2")])
+    after = await store.ended_samples(ALICE, "p", range(10), seen[-1].end_position, 0.0)
+    assert [row.request_id for row in after] == ["p-2"]
+    assert await store.join_sampler(ALICE, "p") == 2
     await store.close()
 
 

@@ -88,6 +88,7 @@ class Server:
             catalog,
             config.gateway,
             signing_key=signing_key,
+            client=config.client,
             on_cancel=self._scheduler.request_cancelled,
             on_session_end=self._scheduler.session_ended,
             is_ready=lambda: self._scheduler.is_ready() and not self._is_stopping,

@@ -9,7 +9,7 @@ from itertools import chain
 from starlette.types import ASGIApp
 
 from openrl.catalog import Catalog
-from openrl.config import GatewayConfig
+from openrl.config import ClientConfig, GatewayConfig
 from openrl.gateway.context import Gateway, Hooks, Route
 from openrl.gateway.openapi import describe
 from openrl.gateway.router import Router
@@ -27,6 +27,7 @@ from openrl.gateway.routes import (
     pages,
     runs,
     sampling,
+    sampling_clients,
     service,
     session_search,
     sessions,
@@ -47,6 +48,7 @@ _API_TABLES = (
     sessions,
     training,
     sampling,
+    sampling_clients,
     futures,
     runs,
     checkpoints,
@@ -73,6 +75,7 @@ def create_app(
     config: GatewayConfig,
     clock: Callable[[], float] = time.time,
     *,
+    client: ClientConfig | None = None,
     signing_key: bytes | None = None,
     new_id: Callable[[], str] | None = None,
     new_seed: Callable[[], int] | None = None,
@@ -91,6 +94,7 @@ def create_app(
         blobs=blobs,
         catalog=catalog,
         config=config,
+        client=client or ClientConfig(),
         clock=clock,
         new_id=new_id or _random_id,
         new_seed=new_seed or _random_seed,

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from openrl.catalog import Catalog
-from openrl.config import GatewayConfig
+from openrl.config import ClientConfig, GatewayConfig
 from openrl.gateway.row_cache import RowCache
 from openrl.gateway.trace_exports import TraceExports
 from openrl.protocol.custom_loss import CustomLoss
@@ -32,6 +32,7 @@ class Gateway:
     blobs: Blobs
     catalog: Catalog
     config: GatewayConfig
+    client: ClientConfig  # what clients are told to do
     clock: Callable[[], float]  # seconds since the epoch
     new_id: Callable[[], str]  # unguessable
     new_seed: Callable[[], int]

@@ -18,6 +18,9 @@ ProjectId = Annotated[
 ShortText = Annotated[str, StringConstraints(max_length=4096, pattern=r"^[^\x00]*$")]
 Counter = Annotated[int, Field(ge=0, le=2**31 - 1)]
 TrainingSeqId = Annotated[int, Field(ge=1, le=2**31 - 1)]
+CLONE_SEQ_IDS = 10**9
+"""Each client of a sampling session numbers its samples from its own number times this (tinker-api §3.3)."""
+MAX_CLONE = 2**63 // CLONE_SEQ_IDS - 1
 SampleSeqId = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Seed = Annotated[int, Field(ge=0, le=2**64 - 1)]
 TtlSeconds = Annotated[int, Field(ge=3600, le=315_360_000)]  # one hour to ten years
@@ -289,6 +292,29 @@ class SampleRequest(WireModel):
     target_prompt_logprobs: TensorData | None = None
     prompt_logprobs_last_n: int | None = None
     record_stability_info: bool | None = None
+
+
+class JoinSamplingSessionRequest(WireModel):
+    """Body of `join_sampling_session`."""
+
+    sampling_session_id: Id
+
+
+class SamplingSessionTarget(WireModel):
+    """Samples of one client of a sampling session: 0 is the original, others are its clones."""
+
+    type: Literal["sampling_session"]
+    sampling_session_id: Id
+    cloned_sampler_id: Annotated[int, Field(ge=0, le=MAX_CLONE)] = 0
+
+
+class FuturesRequest(WireModel):
+    """Body of `retrieve_futures`; an absent timeout asks for a long poll."""
+
+    target: SamplingSessionTarget
+    prev_cursor: SampleSeqId = 0
+    timeout: Annotated[float, Field(ge=0)] | None = None
+    retrieved_request_ids: Annotated[tuple[Id, ...], Field(fail_fast=True)] = ()
 
 
 # -- futures and checkpoints

@@ -17,10 +17,13 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from openrl.errors import ErrorCategory
 from openrl.protocol.runs import CheckpointKind, RequestKind, RunSpec
+from openrl.store.blob_contract import Blobs as Blobs
+from openrl.store.blob_contract import PackInUse as PackInUse
 from openrl.store.ledger import DEFAULT_PROJECT, Ledger
 
 RequestState = Literal["queued", "done", "failed", "cancelled"]
 SessionState = Literal["active", "finished", "expired"]
+MAX_ENDED = 1000
 Json = dict[str, Any]
 T = TypeVar("T")
 
@@ -141,6 +144,7 @@ class RequestRow:
     error: str = ""
     category: ErrorCategory = "unknown"
     finished_at: float | None = None
+    end_position: int = 0  # samples: order of ending among all samples, given by the store; 0 until then
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +237,9 @@ class Store(Protocol):
     async def create_sampler(self, sampler: SamplerRow) -> SamplerRow: ...
     async def get_sampler(self, tenant_id: str, sampler_id: str) -> SamplerRow: ...
     async def samplers_of_session(self, tenant_id: str, session_id: str) -> tuple[SamplerRow, ...]: ...
+    async def join_sampler(self, tenant_id: str, sampler_id: str) -> int:
+        """A number from 1 that no other caller was or will be given for this sampler."""
+        ...
 
     # -- requests
     async def enqueue(self, request: RequestRow, payload: bytes) -> RequestRow:
@@ -247,6 +254,23 @@ class Store(Protocol):
     async def get_request(self, tenant_id: str, request_id: str) -> RequestRow: ...
     async def wait_finished(self, tenant_id: str, request_id: str, timeout_s: float) -> RequestRow | None:
         """The row once it is not queued, or None after `timeout_s`. Woken by `finish`, never polls."""
+        ...
+
+    async def ended_samples(
+        self, tenant_id: str, sampler_id: str, seq_ids: range, after: int, timeout_s: float
+    ) -> tuple[RequestRow, ...]:
+        """The sampler's requests with these numbers and an `end_position` over `after`, in that order.
+
+        At most MAX_ENDED of them. Waits up to `timeout_s` for the first; empty if there is none by then. Woken by
+        `finish`, never polls. Nobody who passes on the last `end_position` misses one, also over restarts.
+        """
+        ...
+
+    async def release_results(self, tenant_id: str, sampler_id: str, request_ids: Sequence[str]) -> None:
+        """Let go of results that their client has; ids of unfinished requests or other samplers are ignored.
+
+        Many are let go at a time, the rest by `prune`; what a restart forgets goes when it is old.
+        """
         ...
 
     def new_requests(self) -> AsyncIterator[Sequence[RequestRow]]:
@@ -329,60 +353,3 @@ class Store(Protocol):
     ) -> CheckpointRow:
         """Change what is not None; "never" removes the expiry."""
         ...
-
-
-class Blobs(Protocol):
-    """Bytes that are too large for rows. Thread-safe and synchronous: call from a thread.
-
-    Two kinds: *payloads*, small and many, appended in groups to pack files and addressed by an
-    opaque ref; *objects*, directories of files under a key ("checkpoints/<id>"), written whole or
-    not at all.
-    """
-
-    def put_payloads(self, payloads: Sequence[bytes]) -> list[str]:
-        """Append all with one flush to disk; returns their refs."""
-        ...
-
-    def get_payload(self, ref: str) -> bytes:
-        """Raises NotFound when it was pruned."""
-        ...
-
-    def peek_payload(self, ref: str, max_bytes: int) -> bytes | None:
-        """As `get_payload`, but None where that would wait for a disk or network, or is longer than `max_bytes`.
-
-        May be called on an event loop.
-        """
-        ...
-
-    def sweep_packs(self, is_live: "PackInUse") -> int:
-        """Delete every closed pack for which `is_live(pack_name)` is false; returns freed bytes.
-
-        A pack that was just written is kept: the row that refers to it may not be committed yet.
-        """
-        ...
-
-    def put_object(self, key: str, files: dict[str, bytes]) -> int:
-        """Write a directory of files atomically and durably; returns its size. Replaces an old one."""
-        ...
-
-    def get_object(self, key: str) -> dict[str, bytes]:
-        """All files of a directory by relative name; raises NotFound."""
-        ...
-
-    def list_object(self, key: str) -> dict[str, int]:
-        """Relative names and sizes; raises NotFound."""
-        ...
-
-    def open_path(self, key: str, name: str) -> str:
-        """A local path of one file, for libraries that map files into memory; raises NotFound."""
-        ...
-
-    def delete_object(self, key: str) -> int:
-        """Remove a directory of files; returns freed bytes, 0 if it was not there."""
-        ...
-
-
-class PackInUse(Protocol):
-    """Tells whether any row still refers to a pack."""
-
-    def __call__(self, pack: str) -> bool: ...

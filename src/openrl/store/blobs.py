@@ -40,6 +40,9 @@ class DirectoryBlobs:
     def peek_payload(self, ref: str, max_bytes: int) -> bytes | None:
         return self._packs.peek(ref, max_bytes)
 
+    def payload_size(self, ref: str) -> int:
+        return self._packs.size_of(ref)
+
     def sweep_packs(self, is_live: PackInUse) -> int:
         return self._packs.sweep(is_live)
 

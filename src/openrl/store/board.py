@@ -8,12 +8,23 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 from openrl.errors import Unavailable
 from openrl.store.base import RequestRow
 
 MAX_RECENT = 4096
 Group = Sequence[RequestRow]
+
+
+@dataclass(slots=True)
+class EndWatch:
+    """Samples of one client of a sampler that end from now on."""
+
+    seq_ids: range
+    after: int
+    first: "asyncio.Future[RequestRow | None]"
+    rows: list[RequestRow] = field(default_factory=list[RequestRow])  # in order of ending
 
 
 class RequestBoard:
@@ -23,6 +34,7 @@ class RequestBoard:
         self._queued: dict[str, RequestRow] = {}
         self._recent: OrderedDict[str, RequestRow] = OrderedDict()
         self._waiters: dict[str, list[asyncio.Future[RequestRow | None]]] = {}
+        self._watches: dict[str, list[EndWatch]] = {}  # by sampler
         self._listeners: list[asyncio.Queue[Group | None]] = []
         self._is_closed = False
 
@@ -68,6 +80,25 @@ class RequestBoard:
                 del self._waiters[request_id]
 
     @contextmanager
+    def watching(self, sampler_id: str, seq_ids: range, after: int) -> "Generator[EndWatch, None, None]":
+        """Gathers the samples of a sampler with these numbers that end later than `after`; wakes `first` as `waiting`.
+
+        To be left soon after `first` is done: until then the rows pile up.
+        """
+        if self._is_closed:
+            raise Unavailable("the store is closed")
+        watch = EndWatch(seq_ids, after, asyncio.get_running_loop().create_future())
+        watches = self._watches.setdefault(sampler_id, [])
+        watches.append(watch)
+        try:
+            yield watch
+        finally:
+            watches.remove(watch)
+            watch.first.cancel()
+            if not watches and self._watches.get(sampler_id) is watches:
+                del self._watches[sampler_id]
+
+    @contextmanager
     def listening(self) -> "Generator[asyncio.Queue[Group | None], None, None]":
         """A queue of the groups that arrive from here on; None when the store closes."""
         queue: asyncio.Queue[Group | None] = asyncio.Queue()
@@ -82,10 +113,11 @@ class RequestBoard:
     def close(self) -> None:
         """Send everybody home."""
         self._is_closed = True
-        for waiters in self._waiters.values():
-            for future in waiters:
-                if not future.done():
-                    future.set_exception(Unavailable("the store is closing"))
+        futures = [future for waiters in self._waiters.values() for future in waiters]
+        futures += [watch.first for watches in self._watches.values() for watch in watches]
+        for future in futures:
+            if not future.done():
+                future.set_exception(Unavailable("the store is closing"))
         for listener in self._listeners:
             listener.put_nowait(None)
 
@@ -96,3 +128,8 @@ class RequestBoard:
         for future in self._waiters.get(row.request_id, ()):
             if not future.done():
                 future.set_result(row)
+        for watch in self._watches.get(row.sampler_id, ()):
+            if row.end_position > watch.after and row.seq_id in watch.seq_ids:
+                watch.rows.append(row)
+                if not watch.first.done():
+                    watch.first.set_result(row)

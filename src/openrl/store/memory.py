@@ -3,13 +3,14 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Literal, TypeVar
 
-from openrl.errors import InvalidRequest, NotFound, SessionEnded, Unauthorized, Unavailable
+from openrl.errors import InvalidRequest, NotFound, SessionEnded, Unavailable
 from openrl.protocol.runs import STATE_CHANGING_KINDS, CheckpointKind
 from openrl.store.base import (
-    ApiKeyRow,
+    MAX_ENDED,
     Blobs,
     CheckpointRow,
     FinishedRequest,
@@ -19,26 +20,26 @@ from openrl.store.base import (
     SamplerRow,
     SessionRow,
     SessionState,
-    TenantRow,
 )
 from openrl.store.copies import check_repetition, check_session
 from openrl.store.ledger import Ledger
 from openrl.store.memory_blobs import MemoryBlobs
-from openrl.store.memory_ledger import MemoryLedger
+from openrl.store.memory_tenants import MemoryTenants
 
 T = TypeVar("T")
 
 
-class MemoryStore(MemoryLedger):
+class MemoryStore(MemoryTenants):
     """`Store` in memory: the same answers as `SqlStore`, nothing survives a restart."""
 
     def __init__(self, blobs: Blobs | None = None, clock: Callable[[], float] = time.time) -> None:
         self._blobs: Blobs = MemoryBlobs() if blobs is None else blobs
         super().__init__(clock)
-        self._tenants: dict[str, TenantRow] = {}
-        self._keys: dict[str, ApiKeyRow] = {}
         self._listeners: list[asyncio.Queue[Sequence[RequestRow] | None]] = []
         self._changed = asyncio.Condition()
+        self._num_joined: dict[str, int] = {}  # by sampler
+        self._num_ended_samples = 0
+        self._released: set[str] = set()
         self._is_closed = False
 
     @property
@@ -50,35 +51,6 @@ class MemoryStore(MemoryLedger):
         for listener in self._listeners:
             listener.put_nowait(None)
         await self._notify()
-
-    # -- tenants and keys
-    async def create_tenant(self, tenant: TenantRow) -> TenantRow:
-        return self._tenants.setdefault(tenant.tenant_id, tenant)
-
-    async def list_tenants(self) -> tuple[TenantRow, ...]:
-        return tuple(sorted(self._tenants.values(), key=lambda row: (row.created_at, row.tenant_id)))
-
-    async def add_api_key(self, key: ApiKeyRow) -> None:
-        if key.key_hash not in self._keys:
-            self._note_key(key, "create", key.created_at)
-        if self._keys.setdefault(key.key_hash, key).tenant_id != key.tenant_id:
-            raise InvalidRequest("this API key belongs to another tenant")
-
-    async def list_api_keys(self, tenant_id: str | None = None) -> tuple[ApiKeyRow, ...]:
-        wanted = [row for row in self._keys.values() if tenant_id in (None, row.tenant_id)]
-        return tuple(sorted(wanted, key=lambda row: (row.created_at, row.key_hash)))
-
-    async def revoke_api_key(self, key_hash: str, now: float) -> None:
-        key = _found(self._keys.get(key_hash), "this API key")
-        if key.revoked_at is None:
-            self._keys[key_hash] = replace(key, revoked_at=now)
-            self._note_key(key, "revoke", now)
-
-    async def tenant_of_key(self, key_hash: str) -> str:
-        key = self._keys.get(key_hash)
-        if key is None or key.revoked_at is not None:
-            raise Unauthorized("the API key is not valid")
-        return key.tenant_id
 
     # -- sessions
     async def create_session(self, session: SessionRow) -> SessionRow:
@@ -167,6 +139,11 @@ class MemoryStore(MemoryLedger):
         of_session = [r for r in self._samplers.values() if (r.tenant_id, r.session_id) == (tenant_id, session_id)]
         return tuple(sorted(of_session, key=lambda row: row.sampling_session_seq_id))
 
+    async def join_sampler(self, tenant_id: str, sampler_id: str) -> int:
+        await self.get_sampler(tenant_id, sampler_id)
+        self._num_joined[sampler_id] = self._num_joined.get(sampler_id, 0) + 1
+        return self._num_joined[sampler_id]
+
     # -- requests
     async def enqueue(self, request: RequestRow, payload: bytes) -> RequestRow:
         for row in self._requests.values():
@@ -198,6 +175,27 @@ class MemoryStore(MemoryLedger):
             raise Unavailable("the store is closing")
         return row
 
+    async def ended_samples(
+        self, tenant_id: str, sampler_id: str, seq_ids: range, after: int, timeout_s: float
+    ) -> tuple[RequestRow, ...]:
+        def ended() -> list[RequestRow]:
+            rows = [row for row in self._requests.values() if row.end_position > after and row.seq_id in seq_ids]
+            rows = [row for row in rows if (row.tenant_id, row.sampler_id) == (tenant_id, sampler_id)]
+            return sorted(rows, key=lambda row: row.end_position)[:MAX_ENDED]
+
+        await self.get_sampler(tenant_id, sampler_id)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s), self._changed:
+                await self._changed.wait_for(lambda: self._is_closed or ended())
+        if not ended() and self._is_closed:
+            raise Unavailable("the store is closing")
+        return tuple(ended())
+
+    async def release_results(self, tenant_id: str, sampler_id: str, request_ids: Sequence[str]) -> None:
+        rows = [self._requests[each] for each in request_ids if each in self._requests]
+        rows = [row for row in rows if (row.tenant_id, row.sampler_id) == (tenant_id, sampler_id)]
+        self._released |= {row.request_id for row in rows}
+
     async def new_requests(self) -> AsyncIterator[Sequence[RequestRow]]:
         groups: asyncio.Queue[Sequence[RequestRow] | None] = asyncio.Queue()
         self._listeners.append(groups)
@@ -211,12 +209,12 @@ class MemoryStore(MemoryLedger):
     async def finish(self, finished: Sequence[FinishedRequest]) -> None:
         for item in finished:
             _found(self._requests.get(item.request_id), f"request {item.request_id!r}")
-        before = dict(self._requests), self._checkpoints.copy(), dict(self._samplers)
+        before = dict(self._requests), self._checkpoints.copy(), dict(self._samplers), self._num_ended_samples
         replaced = self._checkpoints.copy()
         try:
             ended = [await self._finish_one(item) for item in finished if self._is_queued(item)]
         except InvalidRequest:
-            self._requests, self._checkpoints, self._samplers = before
+            self._requests, self._checkpoints, self._samplers, self._num_ended_samples = before
             raise
         for row in (item.checkpoint for item in ended if item.checkpoint is not None):
             if (old := replaced.rows.get((row.run_id, row.kind, row.name))) is not None:
@@ -240,7 +238,7 @@ class MemoryStore(MemoryLedger):
 
     async def prune(self, finished_before: float) -> int:
         for row in list(self._requests.values()):
-            if row.finished_at is not None and row.finished_at < finished_before:
+            if row.finished_at is not None and (row.finished_at < finished_before or row.request_id in self._released):
                 row = replace(row, result_ref="")
             if row.state != "queued" and self._is_covered(row):
                 row = replace(row, payload_ref="")
@@ -331,13 +329,16 @@ class MemoryStore(MemoryLedger):
 
     async def _finish_one(self, item: FinishedRequest) -> FinishedRequest:
         item = self._checkpoints.with_name_checked(item)
+        row = self._requests[item.request_id]
+        self._num_ended_samples += row.sampler_id != ""
         self._requests[item.request_id] = replace(
-            self._requests[item.request_id],
+            row,
             state=item.state,
             finished_at=item.finished_at,
             result_ref=item.result_ref,
             error=item.error,
             category=item.category,
+            end_position=self._num_ended_samples if row.sampler_id else 0,
         )
         if item.checkpoint is not None:
             self._checkpoints.put(item.checkpoint)

@@ -35,6 +35,9 @@ class MemoryBlobs:
         payload = self.get_payload(ref)
         return payload if len(payload) <= max_bytes else None
 
+    def payload_size(self, ref: str) -> int:
+        return len(self.get_payload(ref))
+
     def sweep_packs(self, is_live: PackInUse) -> int:
         dead = [pack for pack in list(self._packs) if not is_live(pack)]
         with self._lock:

@@ -85,6 +85,10 @@ class PayloadPacks:
         finally:
             os.close(fd)
 
+    def size_of(self, ref: str) -> int:
+        """Length of the payload under a ref."""
+        return _parse(ref)[2]
+
     def sweep(self, is_live: PackInUse) -> int:
         """Delete packs that nobody appends to and no row refers to; returns freed bytes.
 

@@ -1,6 +1,6 @@
 """SQL of requests: arrivals and ends in batches, and the questions asked about them."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,22 +10,35 @@ from openrl.errors import NotFound, SessionEnded
 from openrl.protocol.paths import CheckpointPath
 from openrl.protocol.runs import STATE_CHANGING_KINDS
 from openrl.store import checkpoints, samplers, usage
-from openrl.store.base import FinishedRequest, RequestRow, RunRow
+from openrl.store.base import MAX_ENDED, FinishedRequest, RequestRow, RunRow
 from openrl.store.rows import one_row, request_values, rows_of, select_rows
 from openrl.store.runs import any_run
-from openrl.store.schema import HAS_RUN, IS_QUEUED, requests, runs
+from openrl.store.schema import ENDED_SAMPLES, HAS_ENDED_SAMPLE, HAS_RUN, IS_QUEUED, counters, requests, runs
 
+END_NAMES = ("state", "result_ref", "error", "category", "finished_at", "end_position")
 FINISH = (
     update(requests)
     .where(requests.c.request_id == bindparam("id"))
-    .values({name: bindparam(name) for name in ("state", "result_ref", "error", "category", "finished_at")})
+    .values({name: bindparam(name) for name in END_NAMES})
     .values(used_tokens=bindparam("used_tokens"), busy_s=bindparam("busy_s"), wall_s=bindparam("wall"))
     .values(sampled_tokens=bindparam("sampled"), cached_tokens=bindparam("cached"))
+)
+TAKE_END_POSITIONS = (
+    update(counters)
+    .where(counters.c.name == ENDED_SAMPLES)
+    .values(value=counters.c.value + bindparam("num"))
+    .returning(counters.c.value)
 )
 TOUCH_RUN = (
     update(runs)
     .where(runs.c.run_id == bindparam("id"), runs.c.last_request_at < bindparam("at"))
     .values(last_request_at=bindparam("at"))
+)
+RELEASE = (
+    update(requests)
+    .where(requests.c.request_id == bindparam("id"), requests.c.tenant_id == bindparam("tenant"))
+    .where(requests.c.sampler_id == bindparam("sampler"), requests.c.state != "queued")
+    .values(result_ref="")
 )
 BY_DEDUPE_KEY = select_rows(RequestRow).where(requests.c.dedupe_key.in_(bindparam("keys", expanding=True)))
 BY_ID = select_rows(RequestRow).where(requests.c.request_id.in_(bindparam("ids", expanding=True)))
@@ -86,18 +99,20 @@ def finish_requests(connection: Connection, calls: Sequence[Sequence[FinishedReq
     """Record how requests ended, one answer per call; a call that names an unknown request changes nothing."""
     rows = rows_of(connection, RequestRow, BY_ID, {"ids": [item.request_id for call in calls for item in call]})
     stored = {row.request_id: row for row in rows}
+    unknown = [next((item.request_id for item in call if item.request_id not in stored), None) for call in calls]
+    known = [call for call, missing in zip(calls, unknown, strict=True) if missing is None]
+    positions = _take_end_positions(connection, {item.request_id for call in known for item in call}, stored)
     answers: list[Ended | NotFound] = []
     effective: list[FinishedRequest] = []
     taken: set[str] = set()
-    for call in calls:
-        unknown = [item.request_id for item in call if item.request_id not in stored]
-        if unknown:
-            answers.append(NotFound(f"request {unknown[0]!r} does not exist"))
+    for call, missing in zip(calls, unknown, strict=True):
+        if missing is not None:
+            answers.append(NotFound(f"request {missing!r} does not exist"))
             continue
         queued = [item for item in call if stored[item.request_id].state == "queued"]
         checked = [_with_name_checked(connection, item, taken) for item in queued]
-        answers.append(Ended(tuple(_end(checked, stored, effective))))
-    _write_ends(connection, effective)
+        answers.append(Ended(tuple(_end(checked, stored, positions, effective))))
+    _write_ends(connection, effective, stored)
     usage.count(connection, ((stored[item.request_id], item) for item in effective))
     return answers
 
@@ -106,6 +121,27 @@ def get_request(connection: Connection, tenant_id: str, request_id: str) -> Requ
     """One request of a tenant."""
     query = select_rows(RequestRow).where(requests.c.request_id == request_id, requests.c.tenant_id == tenant_id)
     return one_row(connection, RequestRow, query, f"request {request_id!r}")
+
+
+def ended_samples(
+    connection: Connection, tenant_id: str, sampler_id: str, seq_ids: range, after: int
+) -> tuple[RequestRow, ...]:
+    """What ended later than `after` among these numbers of a tenant's sampler, in order of ending."""
+    samplers.get_sampler(connection, tenant_id, sampler_id)
+    query = select_rows(RequestRow).where(
+        requests.c.sampler_id == sampler_id,
+        requests.c.tenant_id == tenant_id,
+        HAS_ENDED_SAMPLE,
+        requests.c.end_position > after,
+        requests.c.seq_id.between(seq_ids.start, seq_ids.stop - 1),
+    )
+    return rows_of(connection, RequestRow, query.order_by(requests.c.end_position).limit(MAX_ENDED))
+
+
+def release_results(connection: Connection, released: Sequence[tuple[str, str, str]]) -> None:
+    """Drop references to results of finished requests, each named by tenant, sampler and id."""
+    rows = [{"tenant": tenant_id, "sampler": sampler_id, "id": each} for tenant_id, sampler_id, each in released]
+    connection.execute(RELEASE, rows)
 
 
 def backlog(connection: Connection) -> tuple[int, tuple[RequestRow, ...]]:
@@ -179,8 +215,21 @@ def name_taken(item: FinishedRequest, path: str) -> FinishedRequest:
     return replace(item, state="failed", result_ref="", error=error, category="user", checkpoint=None)
 
 
+def _take_end_positions(connection: Connection, ids: Collection[str], stored: dict[str, RequestRow]) -> Iterator[int]:
+    """As many as queued samples among the ids."""
+    num = sum(stored[each].state == "queued" and stored[each].sampler_id != "" for each in ids)
+    if not num:
+        return iter(())
+    last = connection.scalar(TAKE_END_POSITIONS, {"num": num})
+    assert last is not None, "the migration made the counter"
+    return iter(range(last - num + 1, last + 1))
+
+
 def _end(
-    call: Sequence[FinishedRequest], stored: dict[str, RequestRow], effective: list[FinishedRequest]
+    call: Sequence[FinishedRequest],
+    stored: dict[str, RequestRow],
+    positions: Iterator[int],
+    effective: list[FinishedRequest],
 ) -> Iterable[RequestRow]:
     for item in call:
         row = stored[item.request_id]
@@ -194,14 +243,15 @@ def _end(
             error=item.error,
             category=item.category,
             finished_at=item.finished_at,
+            end_position=next(positions) if row.sampler_id else 0,
         )
         yield stored[item.request_id]
 
 
-def _write_ends(connection: Connection, ends: Sequence[FinishedRequest]) -> None:
+def _write_ends(connection: Connection, ends: Sequence[FinishedRequest], stored: dict[str, RequestRow]) -> None:
     if not ends:
         return
-    connection.execute(FINISH, [_end_values(item) for item in ends])
+    connection.execute(FINISH, [_end_values(item, stored[item.request_id].end_position) for item in ends])
     for item in ends:
         if item.checkpoint is not None:
             checkpoints.put_checkpoint(connection, item.checkpoint)
@@ -209,7 +259,7 @@ def _write_ends(connection: Connection, ends: Sequence[FinishedRequest]) -> None
             samplers.create_sampler(connection, item.sampler)
 
 
-def _end_values(item: FinishedRequest) -> dict[str, Any]:
+def _end_values(item: FinishedRequest, end_position: int) -> dict[str, Any]:
     return {
         "id": item.request_id,
         "state": item.state,
@@ -217,6 +267,7 @@ def _end_values(item: FinishedRequest) -> dict[str, Any]:
         "error": item.error,
         "category": item.category,
         "finished_at": item.finished_at,
+        "end_position": end_position,
         "used_tokens": item.num_tokens,
         "busy_s": item.busy_s,
         "wall": item.wall_s,

@@ -1,7 +1,8 @@
 """SQL of sampling sessions."""
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, update
 
+from openrl.errors import NotFound
 from openrl.store.base import SamplerRow
 from openrl.store.rows import first_row, one_row, plain_values, rows_of, select_rows
 from openrl.store.schema import samplers
@@ -25,6 +26,16 @@ def get_sampler(connection: Connection, tenant_id: str, sampler_id: str) -> Samp
     """One sampler of a tenant."""
     query = select_rows(SamplerRow).where(samplers.c.sampler_id == sampler_id, samplers.c.tenant_id == tenant_id)
     return one_row(connection, SamplerRow, query, f"sampling session {sampler_id!r}")
+
+
+def join_sampler(connection: Connection, tenant_id: str, sampler_id: str) -> int:
+    """The next number of a client."""
+    joining = update(samplers).where(samplers.c.sampler_id == sampler_id, samplers.c.tenant_id == tenant_id)
+    counted = joining.values(num_joined=samplers.c.num_joined + 1).returning(samplers.c.num_joined)
+    number = connection.scalar(counted)
+    if number is None:
+        raise NotFound(f"sampling session {sampler_id!r} does not exist")
+    return number
 
 
 def samplers_of_session(connection: Connection, tenant_id: str, session_id: str) -> tuple[SamplerRow, ...]:

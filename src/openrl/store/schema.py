@@ -22,6 +22,7 @@ POSITION = BigInteger().with_variant(Integer(), "sqlite")
 # Without none_as_null an absent value would be stored as the JSON text "null".
 OPTIONAL_JSON = JSON(none_as_null=True)
 
+HAS_ENDED_SAMPLE = text("end_position > 0")
 IS_QUEUED = text("state = 'queued'")
 IS_LIVE_RUN = text("NOT is_closed")
 HAS_RUN = text("run_id <> ''")
@@ -104,6 +105,7 @@ samplers = Table(
     Column("model_path", String),
     Column("adapter_key", String),
     Column("is_ephemeral", Boolean, nullable=False),
+    Column("num_joined", BigInteger, nullable=False, server_default="0"),
     UniqueConstraint("tenant_id", "session_id", "sampling_session_seq_id", name="uq_samplers_retry"),
 )
 
@@ -129,6 +131,7 @@ requests = Table(
     Column("error", String, nullable=False),
     Column("category", String, nullable=False),
     Column("finished_at", Double),
+    Column("end_position", BigInteger, nullable=False, server_default="0"),
     Column("used_tokens", BigInteger, nullable=False, server_default="0"),  # as the worker counted them
     Column("busy_s", Double, nullable=False, server_default="0"),
     Column("wall_s", Double, nullable=False, server_default="0"),  # from the start of the execution to its end
@@ -140,8 +143,24 @@ requests = Table(
     Index("ix_requests_queued", "position", sqlite_where=IS_QUEUED, postgresql_where=IS_QUEUED),
     Index("ix_requests_run", "run_id", "seq_id", sqlite_where=HAS_RUN, postgresql_where=HAS_RUN),
     Index("ix_requests_payload", "payload_ref", sqlite_where=HAS_PAYLOAD, postgresql_where=HAS_PAYLOAD),
+    Index(
+        "ix_requests_ended",
+        "sampler_id",
+        "end_position",
+        sqlite_where=HAS_ENDED_SAMPLE,
+        postgresql_where=HAS_ENDED_SAMPLE,
+    ),
     Index("ix_requests_result", "result_ref", sqlite_where=HAS_RESULT, postgresql_where=HAS_RESULT),
 )
+
+# Numbers given out in the order of commits; a row for each series, locked by whoever takes numbers from it.
+counters = Table(
+    "counters",
+    metadata,
+    Column("name", String, primary_key=True),
+    Column("value", BigInteger, nullable=False),
+)
+ENDED_SAMPLES = "ended_samples"
 
 checkpoints = Table(
     "checkpoints",

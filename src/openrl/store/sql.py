@@ -14,6 +14,7 @@ from openrl.errors import NotFound, Unavailable
 from openrl.protocol.runs import CheckpointKind
 from openrl.store import checkpoints, copies, requests, retention, runs, samplers, sessions, tenants
 from openrl.store.base import (
+    MAX_ENDED,
     ApiKeyRow,
     Blobs,
     CheckpointRow,
@@ -36,6 +37,7 @@ from openrl.store.writer import GroupWriter
 
 T = TypeVar("T")
 Clock = Callable[[], float]
+RELEASED_AT_ONCE = 1000
 
 
 async def create_store(url: str, blobs: Blobs, clock: Clock = time.time) -> "SqlStore":
@@ -59,6 +61,7 @@ class SqlStore:
         self._keys = KeyCache(time.monotonic)
         self._writer = GroupWriter(engines.writer, blobs, self._publish)
         self._readers = ThreadPoolExecutor(NUM_READERS, thread_name_prefix="store-reader")
+        self._released: list[tuple[str, str, str]] = []  # tenant, sampler, request
         self._is_closed = False
         self._ledger = SqlLedger(self._read, self._change, clock)
 
@@ -152,6 +155,9 @@ class SqlStore:
     async def samplers_of_session(self, tenant_id: str, session_id: str) -> tuple[SamplerRow, ...]:
         return await self._read(samplers.samplers_of_session, tenant_id, session_id)
 
+    async def join_sampler(self, tenant_id: str, sampler_id: str) -> int:
+        return await self._change(samplers.join_sampler, tenant_id, sampler_id)
+
     # -- requests
     async def enqueue(self, request: RequestRow, payload: bytes) -> RequestRow:
         return await self._write(Enqueue(request, payload))
@@ -175,6 +181,27 @@ class SqlStore:
             finally:
                 giving_up.cancel()
 
+    async def ended_samples(
+        self, tenant_id: str, sampler_id: str, seq_ids: range, after: int, timeout_s: float
+    ) -> tuple[RequestRow, ...]:
+        # As above: what ends while the rows are read is watched already.
+        with self._board.watching(sampler_id, seq_ids, after) as watch:
+            rows = await self._read(requests.ended_samples, tenant_id, sampler_id, seq_ids, after)
+            if rows or timeout_s <= 0.0:
+                return rows
+            giving_up = asyncio.get_running_loop().call_later(timeout_s, _give_up, watch.first)
+            try:
+                await watch.first
+            finally:
+                giving_up.cancel()
+            return tuple(watch.rows[:MAX_ENDED])
+
+    async def release_results(self, tenant_id: str, sampler_id: str, request_ids: Sequence[str]) -> None:
+        # Not at once: a commit for every poll would hold up the samples that arrive meanwhile.
+        self._released += [(tenant_id, sampler_id, each) for each in request_ids]
+        if len(self._released) >= RELEASED_AT_ONCE:
+            await self._release()
+
     async def new_requests(self) -> AsyncIterator[Sequence[RequestRow]]:
         with self._board.listening() as groups:
             last_position, unfinished = await self._read(requests.backlog)
@@ -195,6 +222,7 @@ class SqlStore:
         return await self._read(requests.run_progress, run_id)
 
     async def prune(self, finished_before: float) -> int:
+        await self._release()
         while await self._change(retention.release_results, finished_before) == retention.BATCH:
             pass
         while await self._change(retention.release_payloads) == retention.BATCH:
@@ -239,6 +267,11 @@ class SqlStore:
         return await self._change(
             checkpoints.update_checkpoint, tenant_id, run_id, kind, name, is_public, expires_at, self._clock()
         )
+
+    async def _release(self) -> None:
+        released, self._released = self._released, []
+        if released:
+            await self._change(requests.release_results, released)
 
     async def _write(self, write: Write) -> Any:
         return await self._writer.submit(write)

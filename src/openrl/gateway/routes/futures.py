@@ -6,6 +6,7 @@ from starlette.responses import Response
 
 from openrl.errors import InvalidRequest, NotFound
 from openrl.gateway.body import read_json
+from openrl.gateway.client_flags import is_on
 from openrl.gateway.context import Call, Route
 from openrl.gateway.json_replies import accepts_only_json, result_json
 from openrl.gateway.replies import JSON_TYPE, PROTOBUF_TYPE, json_reply
@@ -26,10 +27,27 @@ async def retrieve_future(call: Call) -> Response:
     if row is None:
         return _try_again(request.request_id)
     if row.state == "done":
-        return await _result(call, row)
+        return (request.allow_metadata_only and _announcement(call, row)) or await _result(call, row)
     if row.state == "cancelled":
         return _failure("the request was cancelled", "user")
     return _failure(row.error, row.category)
+
+
+def _announcement(call: Call, row: RequestRow) -> Response | None:
+    """The size of a large result, which the client then fetches when it has room; None if it is not large.
+
+    To be sent only to those who allow it: any other client dies of it.
+    """
+    gateway = call.gateway
+    if not is_on(gateway.client, "complete_metadata"):
+        return None
+    try:
+        size = gateway.blobs.payload_size(row.result_ref)
+    except NotFound:
+        return None
+    if size < gateway.client.complete_metadata_bytes:
+        return None
+    return json_reply({"status": "complete_metadata", "request_id": row.request_id, "response_payload_size": size})
 
 
 async def _result(call: Call, row: RequestRow) -> Response:

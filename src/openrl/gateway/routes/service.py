@@ -3,30 +3,22 @@
 from starlette.responses import Response
 
 from openrl.gateway.body import read_json
+from openrl.gateway.client_flags import dynamic_flags, static_flags
 from openrl.gateway.context import Call, Route
 from openrl.gateway.replies import json_reply
 from openrl.protocol.wire import ClientConfigRequest
-from openrl.store.base import Json
 
 
 async def client_config(call: Call) -> Response:
     """Settings of the client; what is absent has its default there (tinker-api §2.1)."""
     await read_json(call, ClientConfigRequest)
-    content: Json = {
-        "pjwt_auth_enabled": call.gateway.config.jwt_auth,
-        "parallel_fwdbwd_chunks": True,
-        "proto_write_fwdbwd": True,
-        "fwd_via_fwdbwd": True,
-        "create_model_via_load_weights": True,
-        "custom_loss_server_side": True,
-    }
-    return json_reply(content)
+    return json_reply(static_flags(call.gateway.client, call.gateway.config))
 
 
 async def client_dynamic_config(call: Call) -> Response:
     """Settings that clients fetch again while they run."""
     await read_json(call, ClientConfigRequest)
-    return json_reply({"refresh_interval_sec": 300, "sample_cancel_enabled": True})
+    return json_reply(dynamic_flags(call.gateway.client))
 
 
 async def get_server_capabilities(call: Call) -> Response:

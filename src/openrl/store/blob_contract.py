@@ -1,0 +1,65 @@
+"""The contract of payloads and files: bytes that rows refer to."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+
+class Blobs(Protocol):
+    """Bytes that are too large for rows. Thread-safe and synchronous: call from a thread.
+
+    Two kinds: *payloads*, small and many, appended in groups to pack files and addressed by an
+    opaque ref; *objects*, directories of files under a key ("checkpoints/<id>"), written whole or
+    not at all.
+    """
+
+    def put_payloads(self, payloads: Sequence[bytes]) -> list[str]:
+        """Append all with one flush to disk; returns their refs."""
+        ...
+
+    def get_payload(self, ref: str) -> bytes:
+        """Raises NotFound when it was pruned."""
+        ...
+
+    def peek_payload(self, ref: str, max_bytes: int) -> bytes | None:
+        """As `get_payload`, but None where that would wait for a disk or network, or is longer than `max_bytes`.
+
+        May be called on an event loop.
+        """
+        ...
+
+    def payload_size(self, ref: str) -> int:
+        """Bytes of a payload, told by its ref alone; raises NotFound for what is no ref."""
+        ...
+
+    def sweep_packs(self, is_live: "PackInUse") -> int:
+        """Delete every closed pack for which `is_live(pack_name)` is false; returns freed bytes.
+
+        A pack that was just written is kept: the row that refers to it may not be committed yet.
+        """
+        ...
+
+    def put_object(self, key: str, files: dict[str, bytes]) -> int:
+        """Write a directory of files atomically and durably; returns its size. Replaces an old one."""
+        ...
+
+    def get_object(self, key: str) -> dict[str, bytes]:
+        """All files of a directory by relative name; raises NotFound."""
+        ...
+
+    def list_object(self, key: str) -> dict[str, int]:
+        """Relative names and sizes; raises NotFound."""
+        ...
+
+    def open_path(self, key: str, name: str) -> str:
+        """A local path of one file, for libraries that map files into memory; raises NotFound."""
+        ...
+
+    def delete_object(self, key: str) -> int:
+        """Remove a directory of files; returns freed bytes, 0 if it was not there."""
+        ...
+
+
+class PackInUse(Protocol):
+    """Tells whether any row still refers to a pack."""
+
+    def __call__(self, pack: str) -> bool: ...
