@@ -38,15 +38,27 @@ def int_tensor(values: Sequence[int]) -> types.TensorData:
 @pytest.mark.parametrize(
     ("tokens", "inputs", "message"),
     [
-        ([4, 5, 6], {"weights": [1.0, 1.0]}, r"datum 0: weights has 2 rows; the datum has 3 tokens"),
-        ([4, 5, 6], {"target_tokens": [5, 6]}, r"datum 0: target_tokens has 2 rows; the datum has 3 tokens"),
+        (
+            [4, 5, 6],
+            {"weights": [1.0, 1.0]},
+            r"datum 0: weights: rows is 2; it must be the datum's number of tokens, 3",
+        ),
+        (
+            [4, 5, 6],
+            {"target_tokens": [5, 6]},
+            r"datum 0: target_tokens: rows is 2; it must be the datum's number of tokens, 3",
+        ),
         ([4, 512, 6], {}, r"datum 0: tokens: entry 1 is 512; it must be between 0 and 511"),
         ([4, -1, 6], {}, r"datum 0: tokens: entry 1 is -1; it must be between 0 and 511"),
         ([4, 5, 6], {"target_tokens": [5, 6, 700]}, r"entry 2 is 700; it must be between -1 and 511"),
-        ([4, 5, 6], {"weights": int_tensor([1, 1, 1])}, r"weights has dtype int64; it must be float32"),
-        ([4, 5, 6], {"weights": torch.ones(3, 2)}, r"weights has shape \[3, 2\]; target_tokens has \[3\]"),
+        ([4, 5, 6], {"weights": int_tensor([1, 1, 1])}, r"weights: dtype is 'int64'; it must be float32"),
+        (
+            [4, 5, 6],
+            {"weights": torch.ones(3, 2)},
+            r"weights: shape is \[3, 2\]; it must be that of target_tokens, \[3\]",
+        ),
         ([4, 5, 6], {"advantages": [1.0, 1.0, 1.0]}, r"'advantages'; loss_fn 'cross_entropy' takes"),
-        ([4] * 257, {"target_tokens": [4] * 257, "weights": [1.0] * 257}, r"257 tokens; .* 1 and .* 256"),
+        ([4] * 257, {"target_tokens": [4] * 257, "weights": [1.0] * 257}, r"number of tokens is 257; .* 1 and .* 256"),
     ],
 )
 def test_a_datum_that_does_not_fit_is_refused_with_value_and_bound(
