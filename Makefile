@@ -44,6 +44,7 @@ bench: setup  ## every benchmark that runs on this machine; JSON line last
 	$(PYTHON_BIN)/python -m bench.api --json
 	$(PYTHON_BIN)/python -m bench.cpu --json
 	$(PYTHON_BIN)/python -m bench.custom_loss --json
+	$(PYTHON_BIN)/python -m bench.flags --json
 
 format: setup
 	$(PYTHON_BIN)/ruff check --fix .

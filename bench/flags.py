@@ -167,9 +167,9 @@ def rl_datums(num: int, num_tokens: int) -> list[types.Datum]:
     rng = np.random.default_rng(1)
     data: list[types.Datum] = []
     for i in range(num):
-        prompt = tokens[(i // 8) * 997 :][: num_tokens // 2]
-        answer = rng.choice(tokens, 1)[0] + tokens[rng.integers(len(tokens) - num_tokens) :][: num_tokens // 2 + 1]
-        sequence = np.concatenate((prompt, answer % 100_000))
+        prompt = np.roll(tokens, -997 * (i // 8))[: num_tokens // 2]
+        answer = np.roll(tokens, rng.integers(len(tokens)))[: num_tokens // 2 + 1]
+        sequence = np.concatenate((prompt, answer))
         is_answer = np.arange(num_tokens) >= num_tokens // 2 - 1
         inputs = {
             "target_tokens": sequence[1:],
@@ -217,8 +217,8 @@ def compare_compression(repeats: int) -> list[Any]:
 
 
 def compare_announcements(repeats: int) -> list[Any]:
-    """Results of 1.2 MB each: logprobs of 80 long datums, sixteen chunks at once."""
-    work = forward_backward(rl_datums(1280, 4000))
+    """Results of 1.3 MB each: logprobs of 80 long datums, four chunks at once."""
+    work = forward_backward(rl_datums(320, 4000))
     return compare("complete_metadata", repeats, work, fwdbwd_max_chunk_len=80, fwdbwd_max_chunk_bytes_count=2**24)
 
 

@@ -6,7 +6,7 @@ from starlette.responses import Response
 
 from openrl.errors import InvalidRequest, NotFound
 from openrl.gateway.body import read_json
-from openrl.gateway.client_flags import is_on
+from openrl.gateway.client_flags import is_on, is_remote
 from openrl.gateway.context import Call, Route
 from openrl.gateway.json_replies import accepts_only_json, result_json
 from openrl.gateway.replies import JSON_TYPE, PROTOBUF_TYPE, json_reply
@@ -39,7 +39,7 @@ def _announcement(call: Call, row: RequestRow) -> Response | None:
     To be sent only to those who allow it: any other client dies of it.
     """
     gateway = call.gateway
-    if not is_on(gateway.client, "complete_metadata"):
+    if not is_on(gateway.client, "complete_metadata", is_remote(call.request)):
         return None
     try:
         size = gateway.blobs.payload_size(row.result_ref)

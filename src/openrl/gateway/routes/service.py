@@ -3,7 +3,7 @@
 from starlette.responses import Response
 
 from openrl.gateway.body import read_json
-from openrl.gateway.client_flags import dynamic_flags, static_flags
+from openrl.gateway.client_flags import dynamic_flags, is_remote, static_flags
 from openrl.gateway.context import Call, Route
 from openrl.gateway.replies import json_reply
 from openrl.protocol.wire import ClientConfigRequest
@@ -12,13 +12,13 @@ from openrl.protocol.wire import ClientConfigRequest
 async def client_config(call: Call) -> Response:
     """Settings of the client; what is absent has its default there (tinker-api §2.1)."""
     await read_json(call, ClientConfigRequest)
-    return json_reply(static_flags(call.gateway.client, call.gateway.config))
+    return json_reply(static_flags(call.gateway.client, call.gateway.config, is_remote(call.request)))
 
 
 async def client_dynamic_config(call: Call) -> Response:
     """Settings that clients fetch again while they run."""
     await read_json(call, ClientConfigRequest)
-    return json_reply(dynamic_flags(call.gateway.client))
+    return json_reply(dynamic_flags(call.gateway.client, is_remote(call.request)))
 
 
 async def get_server_capabilities(call: Call) -> Response:
