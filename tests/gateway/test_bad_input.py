@@ -158,6 +158,13 @@ def test_zstd_bodies_are_taken_and_bombs_refused(http: httpx.Client, owned: Owne
     assert answer.status_code == 200
     bomb = zstandard.compress(bytes(2**26))
     assert http.post("forward_backward", content=bomb, headers=headers).status_code == 413
+    streamed = zstandard.ZstdCompressor(write_content_size=False).compress(bytes(2**26))
+    assert http.post("forward_backward", content=streamed, headers=headers).status_code == 413
+    split = zstandard.compress(bytes(2**19)) * 3
+    assert http.post("forward_backward", content=split, headers=headers).status_code == 413
+    cut = http.post("forward_backward", content=zstandard.compress(body * 100)[:-5], headers=headers)
+    assert (cut.status_code, cut.json()["code"]) == (400, "malformed")
+    assert http.post("forward_backward", content=b"", headers=headers).status_code == 400
     assert http.post("forward_backward", content=b"\x28\xb5\x2f\xfdjunk", headers=headers).status_code == 400
     assert http.post("forward_backward", content=body, headers={"Content-Encoding": "br"}).status_code == 400
 

@@ -63,8 +63,11 @@ def decompress(body: bytes, limit: int) -> bytes:
                 size += len(piece)
                 if size > limit:
                     raise BodyTooLarge(f"body is larger than {limit} bytes when decompressed", pieces[0])
+        declared = zstandard.frame_content_size(body)  # -1 where the frame does not say
     except zstandard.ZstdError as error:
         raise InvalidRequest(f"body of {len(body)} bytes is not valid zstd: {error}", "malformed") from None
+    if size < declared:
+        raise InvalidRequest(f"zstd body ends after {size} bytes of the {declared} that it declares", "malformed")
     return b"".join(pieces)
 
 
