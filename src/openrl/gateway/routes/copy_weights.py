@@ -86,4 +86,4 @@ def _closed_run(
     )
 
 
-ROUTES = (Route("POST", "/copy_weights", copy_weights),)
+ROUTES = (Route("POST", "/copy_weights", copy_weights, body=CopyWeightsRequest),)

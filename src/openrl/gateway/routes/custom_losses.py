@@ -44,4 +44,4 @@ async def create_custom_loss(call: Call) -> Response:
     return future_reply(await gateway.store.enqueue(row, b""))
 
 
-ROUTES = (Route("POST", "/create_custom_loss", create_custom_loss),)
+ROUTES = (Route("POST", "/create_custom_loss", create_custom_loss, body=CreateCustomLossRequest),)

@@ -77,7 +77,7 @@ def _find(gateway: Gateway, row: CheckpointRow, file: str) -> tuple[Path, os.sta
 
 
 ROUTES = (
-    Route("POST", "/save_weights_external", save_weights_external),
+    Route("POST", "/save_weights_external", save_weights_external, body=SaveWeightsExternalRequest),
     Route("GET", f"{ADDRESS}/external_weights_urls", external_weights_urls),
     Route("GET", "/external_weights/{token}", download, is_public=True),
 )

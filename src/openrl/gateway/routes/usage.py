@@ -154,6 +154,6 @@ def _show_project(project: ProjectSummary, rate: float | None, owner: tuple[str,
 
 
 ROUTES = (
-    Route("GET", "/billing/usage/events", usage_events),
-    Route("GET", "/billing/usage/checkpoints/current", current_storage),
+    Route("GET", "/billing/usage/events", usage_events, query=("starting_on", "ending_before")),
+    Route("GET", "/billing/usage/checkpoints/current", current_storage, query=("project_id",)),
 )
