@@ -22,7 +22,7 @@ def page() -> dict[str, Any]:
 
 
 def test_the_pages_client_trains_and_samples(page: dict[str, Any], server: LiveServer):
-    losses, answer = page["learn"](server.url, server.key, MODEL_NAME, TEXT, steps=40)
+    losses, answer = page["learn"](server.url, server.key, MODEL_NAME, TEXT, steps=80)
     assert losses[-1] < losses[0] / 2
     assert answer == TEXT[4:8]
 

@@ -14,8 +14,8 @@ from tests.live_server import LiveServer
 
 def disk_bytes(data_dir: Path) -> int:
     """What all checkpoints take on disk; snapshots of other tests' runs come and go beside them."""
-    checkpoints = data_dir / "blobs" / "objects" / "checkpoints"
-    return sum(path.stat().st_size for path in checkpoints.rglob("*") if path.is_file())
+    objects = (data_dir / "blobs" / "objects").glob("checkpoints%2F*/**/*")
+    return sum(path.stat().st_size for path in objects if path.is_file())
 
 
 @pytest.mark.sdk(
