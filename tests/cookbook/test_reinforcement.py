@@ -28,10 +28,12 @@ def largest_kl(run: Run) -> float:
 )
 def test_math_rl_trains_on_the_policy_that_sampled(recipes: Recipes, loss: tuple[str, ...]):
     run = recipes.run("math_rl.train", MODEL, FRESH, *MATH, *loss)
+    # A second substep trains weights that are one step ahead of those that sampled.
+    bound = 1e-3 if "num_substeps=2" in loss else 1e-5
     assert len(run.values("optim/kl_sample_train_v2")) == 3
-    assert largest_kl(run) <= 1e-5
+    assert largest_kl(run) <= bound
     assert all(value > 0 for value in run.values("grad_norm"))
-    recipes.note(run, "KL of sampler and trainer ≤ 1e-5, gradients", f"{largest_kl(run):.0e}")
+    recipes.note(run, f"KL of sampler and trainer ≤ {bound:.0e}, gradients", f"{largest_kl(run):.0e}")
 
 
 def test_math_rl_trains_asynchronously(recipes: Recipes):
