@@ -4,7 +4,6 @@ from tests.contracts.saved_state import read_state, same_state
 from tests.cookbook.player_model import PLAYER_NAME
 from tests.cookbook.recipes import FRESH, GRADE_SCHOOL, MODEL, RESUME, Recipes, Run, interrupted
 
-
 BY_CHANCE = ("time", "cached", "cumulative")
 
 
