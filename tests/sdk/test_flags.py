@@ -2,6 +2,7 @@
 
 import asyncio
 import pickle
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -68,6 +69,14 @@ def answers(server: LiveServer, path: str) -> int:
     return (server.data_dir / "server.log").read_text().count(f'"route": "/api/v1/{path}"')
 
 
+def wait_for_answers(server: LiveServer, path: str, number: int, timeout_s: float = 20) -> None:
+    """Until the server has answered a path this often in all."""
+    deadline = time.monotonic() + timeout_s
+    while (answered := answers(server, path)) < number:
+        assert time.monotonic() < deadline, f"{answered} answers of {number} after {timeout_s} s"
+        time.sleep(0.05)
+
+
 def expected(alice: tinker.ServiceClient, seeds: range) -> list[object]:
     """What the base model says on a server without flags."""
     plain = alice.create_sampling_client(base_model=MODEL_NAME).result()
@@ -125,9 +134,11 @@ def test_samples_given_up_free_their_memory(flagged: LiveServer, carol: tinker.S
     sampler = carol.create_sampling_client(base_model=MODEL_NAME).result()
     wait_for_blocks(flagged, lambda used: used == 0)
     long = types.SamplingParams(max_tokens=230, stop=[])
-    futures = [sampler.sample(prompt_of(TEXT), 8, long) for _ in range(20)]
+    admitted, cancelled = answers(flagged, "asample"), answers(flagged, "cancel_future")
+    futures = [sampler.sample(prompt_of(TEXT), 8, long) for _ in range(6)]
+    wait_for_answers(flagged, "asample", admitted + 6)
+    carol.get_server_capabilities()  # the client has read those answers: it knows what to cancel
     wait_for_blocks(flagged, lambda used: used > 0)
-    before = answers(flagged, "cancel_future")
 
     async def give_up() -> None:
         with suppress(TimeoutError):
@@ -136,8 +147,8 @@ def test_samples_given_up_free_their_memory(flagged: LiveServer, carol: tinker.S
     asyncio.run(give_up())
     for future in futures[1:]:
         future.future().cancel()
-    wait_for_blocks(flagged, lambda used: used == 0, timeout_s=8)
-    assert answers(flagged, "cancel_future") - before == 20
+    wait_for_answers(flagged, "cancel_future", cancelled + 6)
+    wait_for_blocks(flagged, lambda used: used == 0)
     assert sample(sampler, TEXT[:4], max_tokens=3)
 
 
