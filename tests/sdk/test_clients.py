@@ -5,6 +5,7 @@
 import pickle
 from pathlib import Path
 
+import httpx
 import pytest
 import tinker
 from tinker import types
@@ -175,18 +176,34 @@ def test_a_closed_session_takes_no_more_work(server: LiveServer):
         run.optim_step(types.AdamParams(learning_rate=1e-3)).result()
 
 
+@pytest.mark.sdk("ServiceClient.get_console_url", "TrainingClient.get_console_url")
+def test_a_console_url_is_given_without_a_console(alice: tinker.ServiceClient):
+    assert alice.get_console_url()
+    assert new_run(alice).get_console_url()
+
+
 @pytest.mark.sdk(
-    "ServiceClient.get_console_url",
     "ServiceClient.get_telemetry",
-    "TrainingClient.get_console_url",
     "TrainingClient.get_telemetry",
     "SamplingClient.get_telemetry",
     "RestClient.get_telemetry",
+    "AdminClient.get_telemetry",
 )
-def test_what_needs_no_server_does_not_disturb_it(alice: tinker.ServiceClient, rest: tinker.RestClient):
-    run = new_run(alice)
-    sampler = alice.create_sampling_client(base_model=MODEL_NAME).result()
-    assert alice.get_console_url()
-    assert run.get_console_url()
-    telemetries = (alice.get_telemetry(), run.get_telemetry(), sampler.get_telemetry(), rest.get_telemetry())
-    assert telemetries == (None,) * 4  # switched off in tests
+def test_clients_deliver_their_telemetry(server: LiveServer, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TINKER_TELEMETRY", "1")
+    with tinker.ServiceClient(base_url=server.url, api_key=server.key) as service:
+        sampler = service.create_sampling_client(base_model=MODEL_NAME).result()
+        rest = tinker.RestClient(base_url=server.url, api_key=server.key)
+        admin = tinker.AdminClient(base_url=server.url, api_key=server.key)
+        for client in (service, new_run(service), sampler, rest, admin):
+            before = num_telemetry(server)
+            reporter = client.get_telemetry()
+            assert reporter is not None
+            reporter.log_fatal_exception_sync(ValueError("an example"))  # returns once it is delivered
+            assert num_telemetry(server) > before
+
+
+def num_telemetry(server: LiveServer) -> float:
+    """How many reports the server has taken."""
+    lines = httpx.get(f"{server.url}/metrics").text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if "http_requests_total{" in line and "/telemetry" in line)
