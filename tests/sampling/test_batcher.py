@@ -1,5 +1,6 @@
 """The batcher keeps its promises on blocks, order and progress, without any tensor work."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 from random import Random
 
@@ -40,18 +41,19 @@ class Bench:
         num_samples: int = 1,
         adapter: str | None = None,
         scored: int | None = None,
+        tenant: str = "",
     ) -> list[Sequence]:
-        shared = Prompt(self.num_arrived, prompt, adapter, KEY, num_samples, next_scored=scored)
+        shared = Prompt(self.num_arrived, prompt, adapter, KEY, num_samples, next_scored=scored, tenant=tenant)
         self.num_arrived += 1
         sequences = [Sequence(shared, index, list(prompt)) for index in range(num_samples)]
         self.lengths |= {sequence: len(prompt) + num_new for sequence in sequences}
         self.batcher.add(sequences)
         return sequences
 
-    def step(self) -> StepPlan:
+    def step(self, tenants: frozenset[str] | None = None) -> StepPlan:
         """Plan, check the plan, and pretend to compute it."""
-        plan = self.batcher.plan()
-        check(self, plan)
+        plan = self.batcher.plan(tenants)
+        check(self, plan, tenants)
         for each in plan.slices:
             self.batcher.advance(each)
         complete = [each.sequence for each in plan.slices if each.is_last]
@@ -73,15 +75,17 @@ class Bench:
         raise AssertionError("no progress")
 
 
-def check(bench: Bench, plan: StepPlan) -> None:
+def check(bench: Bench, plan: StepPlan, tenants: frozenset[str] | None = None) -> None:
     """Every promise that holds for each plan."""
     blocks, running = bench.blocks, bench.batcher.running
-    assert plan.slices or plan.forks, "work is waiting, so some of it is done"
+    assert not plan.is_empty or tenants is not None, "work is waiting, so some of it is done"
+    assert len({target for _, target in plan.copies}) == len(plan.copies)
     assert len(running) <= bench.max_sequences
     assert [s.order for s in running] == sorted(s.order for s in running)
     assert [s.order for s in bench.batcher.waiting] == sorted(s.order for s in bench.batcher.waiting)
     assert sum(s.length for s in plan.slices if s.length > 1) <= bench.prefill_tokens
     chosen = [s.sequence for s in plan.slices] + [fork.sequence for fork in plan.forks]
+    assert tenants is None or {sequence.prompt.tenant for sequence in chosen} <= tenants
     assert len(set(chosen)) == len(chosen)
     assert set(chosen) <= set(running)
     for each in plan.slices:
@@ -189,7 +193,50 @@ def test_samples_of_a_prompt_that_fills_the_cache_still_finish():
     assert len(bench.finished) == 3
 
 
-@pytest.mark.parametrize("seed", range(12))
+def num_running(bench: Bench) -> dict[str, int]:
+    return dict(Counter(sequence.prompt.tenant for sequence in bench.batcher.running))
+
+
+def test_a_tenant_takes_its_part_of_a_full_batch_at_once_and_the_other_goes_on_later():
+    bench = Bench(num_blocks=64, max_sequences=4)
+    flood = [bench.add([1, 2, 3], num_new=9, tenant="alice")[0] for _ in range(6)]
+    bench.step()
+    assert num_running(bench) == {"alice": 4}
+    (first,) = bench.add([4, 5], num_new=3, tenant="bob")
+    bench.step()
+    assert num_running(bench) == {"alice": 3, "bob": 1}
+    more = [bench.add([6, 7], num_new=3, tenant="bob")[0] for _ in range(5)]
+    bench.step()
+    assert num_running(bench) == {"alice": 2, "bob": 2}
+    bench.drain()
+    assert bench.finished[:3] == [first, *more[:2]]
+    assert set(bench.finished) == {first, *more, *flood}
+
+
+def test_where_blocks_run_out_the_tenant_that_runs_most_gives_way():
+    bench = Bench(num_blocks=12)
+    flood = [bench.add([tenant_token] * 7, num_new=14, tenant="alice")[0] for tenant_token in range(3)]
+    bench.step()
+    (single,) = bench.add([9] * 7, num_new=14, tenant="bob")
+    bench.drain()
+    assert bench.finished.index(single) <= 1
+    assert set(bench.finished) == {*flood, single}
+
+
+def test_others_pause_while_some_tenants_have_a_step_of_their_own():
+    bench = Bench(num_blocks=64)
+    (alice,), (bob,) = (bench.add([1, 2, 3], num_new=5, tenant=tenant) for tenant in ("alice", "bob"))
+    bench.step()
+    waiting = bench.add([7], num_new=5, tenant="alice")[0]
+    plan = bench.step(frozenset(["bob"]))
+    assert [each.sequence for each in plan.slices] == [bob]
+    assert (alice.num_generated, bob.num_generated, waiting.num_generated) == (1, 2, 0)
+    assert bench.batcher.plan(frozenset(["carol"])).is_empty
+    bench.drain()
+    assert len(bench.finished) == 3
+
+
+@pytest.mark.parametrize("seed", range(24))
 def test_random_loads_finish_on_a_small_cache_and_leave_it_empty(seed: int):
     random = Random(seed)
     bench = Bench(
@@ -197,17 +244,19 @@ def test_random_loads_finish_on_a_small_cache_and_leave_it_empty(seed: int):
         max_sequences=random.choice([1, 3, 8]),
         prefill_tokens=random.choice([1, 5, 16]),
     )
+    tenants = ["alice", "bob", "carol"][: 1 + seed % 3]
     total = 0
     for _ in range(60):
         num_new = random.randrange(1, 12)
         prompt = [random.randrange(2) for _ in range(random.randrange(1, 33 - num_new))]
         num_samples = random.choice([1, 1, 2, 5])
         scored = random.choice([None, None, 0, len(prompt) // 2])
-        bench.add(prompt, num_new, num_samples, random.choice([None, "a", "b", "c"]), scored)
+        tenant = random.choice(tenants)
+        bench.add(prompt, num_new, num_samples, random.choice([None, "a", "b", "c"]), scored, tenant)
         total += num_samples
         for _ in range(random.randrange(3)):
             if bench.batcher.waiting or bench.batcher.running:
-                bench.step()
+                bench.step(random.choice([None, frozenset(tenants[:1])]))
     bench.drain(20000)
     assert len(bench.finished) == total
     assert bench.blocks.num_used == 0

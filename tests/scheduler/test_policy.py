@@ -118,11 +118,22 @@ def test_runs_go_to_the_worker_with_the_fewest_that_serves_their_model():
 
 
 def test_samples_go_where_their_adapter_is_while_there_is_room():
-    empty, warm = SampleLoad("w1", 0, 4, has_adapter=False), SampleLoad("w2", 5, 4, has_adapter=True)
+    empty, warm = SampleLoad("w1", 0, 4, has_adapter=False), SampleLoad("w2", 5, 4, has_adapter=True, num_of_tenant=5)
     assert choose_sample_worker([empty, warm], 3) == "w2"
     assert choose_sample_worker([empty, warm], 4) == "w1"
 
 
 def test_a_request_larger_than_a_worker_goes_when_the_worker_would_run_short():
-    assert has_room(3, 4, 1000)
-    assert not has_room(4, 4, 1000)
+    assert has_room(SampleLoad("w", 3, 4, has_adapter=True, num_of_tenant=3), 1000)
+    assert not has_room(SampleLoad("w", 4, 4, has_adapter=True, num_of_tenant=4), 1000)
+
+
+def test_a_tenant_gets_its_part_of_a_worker_that_another_has_filled():
+    def full(num_of_tenant: int, num_tenants: int) -> SampleLoad:
+        return SampleLoad("w", 16, 8, has_adapter=True, num_of_tenant=num_of_tenant, num_tenants=num_tenants)
+
+    assert has_room(full(0, 2), 1000)
+    assert has_room(full(2, 2), 2)
+    assert not has_room(full(2, 2), 3)
+    assert not has_room(full(2, 4), 1)
+    assert not has_room(full(16, 1), 1)

@@ -42,6 +42,7 @@ class SampleJob:
     topk_sample_logprobs: int = 0
     prompt_alt_tokens_k: int = 0
     target_prompt_tokens: Int64Array | SparseCsr | None = None
+    tenant_id: str = ""  # tenants get equal parts of the batch
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,14 @@
 
 Pure: no tensors are touched and no weights are loaded here. A step never waits to be full. Where blocks run out, the
 sequence that came last gives its blocks up and is recomputed later.
+
+Tenants get equal parts of the batch (max-min fairness): the one that runs fewest sequences starts its next one first.
+One that finds the batch full takes the place, and the blocks, of the latest sequence of the tenant that runs most, as
+long as that one still runs more than it does.
 """
 
 from bisect import insort
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -46,6 +50,11 @@ class StepPlan:
     fresh_blocks: tuple[int, ...]  # may hold what another sequence left
     slices: tuple[Slice, ...]
     forks: tuple[Fork, ...]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no sequence gets on."""
+        return not self.slices and not self.forks
 
 
 class Batcher:
@@ -95,23 +104,30 @@ class Batcher:
             sequence.prompt.cache_key, sequence.tokens, sequence.blocks, sequence.digests, sequence.num_computed
         )
 
-    def plan(self) -> StepPlan:
-        """Choose this step's work; afterwards the chosen sequences hold the blocks and adapters they need."""
+    def num_sequences(self) -> Counter[str]:
+        """Running and waiting sequences by tenant."""
+        return Counter(sequence.prompt.tenant for sequence in (*self.running, *self.waiting))
+
+    def plan(self, tenants: frozenset[str] | None = None) -> StepPlan:
+        """Choose this step's work; afterwards the chosen sequences hold the blocks and adapters they need.
+
+        With `tenants`, sequences of others pause.
+        """
         self._fresh = []
         copies: list[tuple[int, int]] = []
-        slices = self._plan_decode(copies)
+        slices = self._plan_decode(copies, tenants)
         budget = self._prefill_tokens
         for sequence in self.running:
-            if sequence.is_prefill and budget:
+            if sequence.is_prefill and budget and _is_served(sequence, tenants):
                 slices.append(_prefill_slice(sequence, budget))
                 budget -= slices[-1].length
-        forks = self._admit(slices, budget)
+        forks = self._admit(slices, budget, tenants)
         return StepPlan(tuple(copies), tuple(self._fresh), tuple(slices), tuple(forks))
 
-    def _plan_decode(self, copies: list[tuple[int, int]]) -> list[Slice]:
+    def _plan_decode(self, copies: list[tuple[int, int]], tenants: frozenset[str] | None) -> list[Slice]:
         """One token of every sequence that has blocks for it; makes room at the cost of the latest."""
         slices: list[Slice] = []
-        for sequence in [s for s in self.running if not s.is_prefill]:
+        for sequence in [s for s in self._by_share() if not s.is_prefill and _is_served(s, tenants)]:
             while sequence.blocks and not self._grow(sequence, copies):
                 self._make_room(sequence)
             if sequence.blocks:
@@ -137,18 +153,29 @@ class Batcher:
         return True
 
     def _make_room(self, sequence: Sequence) -> None:
-        """Free something: a kept prompt with blocks of its own, else the sequence that came last."""
+        """Free something: a kept prompt with blocks of its own, else the last sequence by share."""
         for prompt in reversed(self._kept.values()):
             if any(self.blocks.references(block) == 1 for block in prompt.kept_blocks):
                 self._drop_kept(prompt)
                 return
-        if self._kept and self.running[-1] is sequence:
+        last = self._by_share()[-1]
+        if self._kept and last is sequence:
             # Nothing comes free by this, but the block the sequence writes to may cease to be shared.
             self._drop_kept(next(reversed(self._kept.values())))
         else:
-            self._preempt(self.running.pop())
+            self._preempt(last)
+
+    def _by_share(self) -> list[Sequence]:
+        """Running sequences in order: each tenant's first, then each one's second, and so on."""
+        num_seen: Counter[str] = Counter()
+        ranks: dict[Sequence, int] = {}
+        for sequence in self.running:
+            ranks[sequence] = num_seen[sequence.prompt.tenant]
+            num_seen[sequence.prompt.tenant] += 1
+        return sorted(self.running, key=ranks.__getitem__) if len(num_seen) > 1 else list(self.running)
 
     def _preempt(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
         self._leave(sequence)
         sequence.num_computed = 0
         if not sequence.num_generated:
@@ -165,19 +192,19 @@ class Batcher:
         if prompt.adapter is not None:
             self.adapters.unpin(prompt.adapter)
 
-    def _admit(self, slices: list[Slice], budget: int) -> list[Fork]:
-        """Start waiting sequences in order until one finds no room; returns those that fork."""
+    def _admit(self, slices: list[Slice], budget: int, tenants: frozenset[str] | None) -> list[Fork]:
+        """Start waiting sequences until one finds no room; returns those that fork."""
+        num_running = Counter(sequence.prompt.tenant for sequence in self.running)
+        queues = self._queues(tenants) if self._may_admit(num_running) else {}
+        started: set[Sequence] = set()
         forks: list[Fork] = []
-        followers: list[Sequence] = []
-        while self.waiting and len(self.running) < self._max_sequences:
-            sequence = self.waiting[0]
-            if sequence.prompt.leader is not None and not sequence.num_generated:
-                followers.append(self.waiting.popleft())  # its prompt is being computed: nothing to do yet
-                continue
+        while (tenant := _fairest(queues, num_running)) is not None:
+            sequence = queues[tenant].popleft()
             kept_logits = sequence.prompt.kept_logits  # gone once its last sample has started
-            if not self._start(sequence, budget):
+            if not self._find_room(sequence, budget, slices, num_running):
                 break
-            self.waiting.popleft()
+            started.add(sequence)
+            num_running[tenant] += 1
             insort(self.running, sequence, key=lambda s: s.order)
             if not sequence.num_uncomputed:
                 assert kept_logits is not None, "only forks have nothing to compute"
@@ -185,15 +212,41 @@ class Batcher:
             else:
                 slices.append(_prefill_slice(sequence, budget))
                 budget -= slices[-1].length
-        self.waiting.extendleft(reversed(followers))
+        if started:
+            self.waiting = deque(sequence for sequence in self.waiting if sequence not in started)
         return forks
 
-    def _start(self, sequence: Sequence, budget: int) -> bool:
+    def _may_admit(self, num_running: Counter[str]) -> bool:
+        """Whether there is a place, or a tenant waits that could be given another's."""
+        if len(self.running) < self._max_sequences:
+            return True
+        most = max(num_running.values(), default=0)
+        return any(most > num_running[sequence.prompt.tenant] + 1 for sequence in self.waiting)
+
+    def _queues(self, tenants: frozenset[str] | None) -> dict[str, deque[Sequence]]:
+        """What waits, by tenant."""
+        queues: dict[str, deque[Sequence]] = {}
+        for sequence in [s for s in self.waiting if _is_served(s, tenants)]:
+            queues.setdefault(sequence.prompt.tenant, deque()).append(sequence)
+        return queues
+
+    def _find_room(self, sequence: Sequence, budget: int, slices: list[Slice], num_running: Counter[str]) -> bool:
+        """Start a waiting sequence, at the cost of tenants that run more; False where there is no room."""
+        if not budget and not _is_fork(sequence):
+            return False
+        while len(self.running) >= self._max_sequences or not self._start(sequence):
+            last = self._by_share()[-1] if self.running else sequence
+            if num_running[last.prompt.tenant] <= num_running[sequence.prompt.tenant] + 1:
+                return False
+            self._preempt(last)
+            num_running[last.prompt.tenant] -= 1
+            slices[:] = [each for each in slices if each.sequence is not last]
+        return True
+
+    def _start(self, sequence: Sequence) -> bool:
         """Give a waiting sequence its adapter and blocks; False, and nothing taken, where there is no room."""
         prompt = sequence.prompt
-        is_fork = bool(prompt.kept_blocks) and not sequence.num_generated
-        if not is_fork and not budget:
-            return False
+        is_fork = _is_fork(sequence)
         if prompt.adapter is not None and not self.adapters.pin(prompt.adapter):
             return False
         if not (self._fork(sequence) if is_fork else self._take_blocks(sequence)):
@@ -252,3 +305,21 @@ class Batcher:
 
 def _prefill_slice(sequence: Sequence, budget: int) -> Slice:
     return Slice(sequence, sequence.num_computed, min(sequence.num_uncomputed, budget))
+
+
+def _is_served(sequence: Sequence, tenants: frozenset[str] | None) -> bool:
+    return tenants is None or sequence.prompt.tenant in tenants
+
+
+def _is_fork(sequence: Sequence) -> bool:
+    """Whether it starts from its prompt's kept blocks and computes nothing."""
+    return bool(sequence.prompt.kept_blocks) and not sequence.num_generated
+
+
+def _fairest(queues: dict[str, deque[Sequence]], num_running: Counter[str]) -> str | None:
+    """The tenant that runs fewest of those with a sequence that can start; the earlier arrival among equals."""
+    for queue in queues.values():
+        while queue and queue[0].prompt.leader is not None and not queue[0].num_generated:
+            queue.popleft()  # its prompt is being computed: nothing to do yet
+    able = [tenant for tenant, queue in queues.items() if queue]
+    return min(able, key=lambda tenant: (num_running[tenant], queues[tenant][0].order), default=None)

@@ -3,6 +3,7 @@
 Legend: T packed rows, M chosen rows, C rows of a chunk, D model dim, V vocab, K likeliest tokens.
 """
 
+import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -27,6 +28,7 @@ from openrl.sampling.request import ActiveRequest, EngineLimits, choices_of, non
 from openrl.sampling.sampler import choose_tokens, likeliest_tokens, row_chunks, tempered_logprobs
 from openrl.sampling.sequence import Sequence as SampledSequence
 from openrl.sampling.sizes import EngineSizes, resolve_sizes
+from openrl.sampling.turns import StepTurns
 
 LoadAdapter = Callable[[str], AdapterWeights]
 """Reads the snapshot stored under a key; raises OpenRLError where there is none."""
@@ -35,7 +37,13 @@ LoadAdapter = Callable[[str], AdapterWeights]
 class PagedSamplingEngine:
     """See SamplingEngine."""
 
-    def __init__(self, model: BaseModel, sizes: EngineSizes, load_adapter: LoadAdapter) -> None:
+    def __init__(
+        self,
+        model: BaseModel,
+        sizes: EngineSizes,
+        load_adapter: LoadAdapter,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         cache = KVCache(
             model.num_layers,
             sizes.num_blocks,
@@ -55,6 +63,8 @@ class PagedSamplingEngine:
         self._slots = AdapterSlots(sizes.num_adapters)
         self._blocks = BlockManager(sizes.num_blocks, sizes.block_tokens, sizes.max_idle_blocks)
         self._batcher = Batcher(self._blocks, self._slots, sizes.max_sequences, sizes.prefill_tokens)
+        self._turns = StepTurns(sizes.max_sequences, sizes.max_slowdown)
+        self._clock = clock
         self._requests: dict[str, ActiveRequest] = {}
         self._of_prompt: dict[int, ActiveRequest] = {}  # by arrival
         self._ended: list[FinishedSample] = []  # since the last step
@@ -93,7 +103,12 @@ class PagedSamplingEngine:
 
     @torch.inference_mode()
     def step(self) -> Sequence[FinishedSample]:
-        plan = self._batcher.plan()
+        started = self._clock()
+        tenants = self._turns.choose(self._batcher.num_sequences())
+        plan = self._batcher.plan(tenants)
+        if plan.is_empty:  # those whose turn it is find no room
+            tenants = None
+            plan = self._batcher.plan()
         self._load_adapters()
         # Requests whose adapter could not be loaded are gone; their part of the plan goes too.
         slices = sorted((s for s in plan.slices if self._is_live(s.sequence)), key=lambda s: self._slot(s.sequence))
@@ -106,6 +121,8 @@ class PagedSamplingEngine:
             logits.append(torch.stack([fork.logits_V for fork in forks]))
         if sequences:
             self._choose(sequences, logits)
+        is_decode = all(each.length == 1 for each in plan.slices)
+        self._turns.record(tenants, self._clock() - started, is_decode=is_decode)
         ended, self._ended = self._ended, []
         return ended
 

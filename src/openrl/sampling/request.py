@@ -86,6 +86,7 @@ def open_request(
         cache_key=cache_key(job),
         num_unstarted=job.num_samples,
         next_scored=first_scored_position(job),
+        tenant=job.tenant_id,
     )
     stop_rule = StopRule(job.options, max_new_tokens, eos_token_ids, decoder)
     return ActiveRequest(

@@ -23,6 +23,7 @@ class Prompt:
     cache_key: bytes  # prefixes are shared under equal keys only
     num_unstarted: int  # samples that wait for their first token
     next_scored: int | None = None  # first position whose logits the request still needs, besides the last
+    tenant: str = ""
     num_cached: int = 0  # prompt tokens found in the cache when the first sample started
     has_started: bool = False
     leader: "Sequence | None" = None

@@ -26,6 +26,7 @@ class EngineSizes:
     max_idle_blocks: int
     block_tokens: int
     num_adapters: int
+    max_slowdown: float
 
 
 def resolve_sizes(model: BaseModel, config: SamplingConfig) -> EngineSizes:
@@ -45,6 +46,7 @@ def resolve_sizes(model: BaseModel, config: SamplingConfig) -> EngineSizes:
         max_idle_blocks=num_blocks if is_cuda else int(num_blocks * CPU_IDLE_SHARE),
         block_tokens=config.block_tokens,
         num_adapters=config.resident_adapters,
+        max_slowdown=config.max_slowdown,
     )
 
 

@@ -1,6 +1,6 @@
 """The workers, what each of them holds, and the actions that one event leads to."""
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -44,11 +44,16 @@ class WorkerSlot:
     )  # runs whose head can be sent, by base model and kind
     runs: dict[str, None] = field(default_factory=dict[str, None])  # resident here
     executing: dict[int, tuple[SentItem, ...]] = field(default_factory=dict[int, tuple[SentItem, ...]])
-    samples: dict[str, int] = field(default_factory=dict[str, int])  # request id -> number of sequences
-    num_sequences: int = 0
+    samples: dict[str, RequestRow] = field(default_factory=dict[str, RequestRow])
+    sequences: Counter[str] = field(default_factory=Counter[str])  # by tenant
     adapters: OrderedDict[str, None] = field(default_factory=OrderedDict[str, None])  # seen, latest last
     suspects: dict[Suspect, None] = field(default_factory=dict[Suspect, None])
     running_alone: str = ""  # request id of the suspect that has the worker to itself
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences of all sample requests here."""
+        return self.sequences.total()
 
     def is_busy(self) -> bool:
         """Whether the worker has anything to report."""
@@ -66,8 +71,8 @@ class WorkerSlot:
 
     def add_sample(self, request: RequestRow, adapter_key: str | None) -> None:
         """A sample request was sent here."""
-        self.samples[request.request_id] = sequences_of(request)
-        self.num_sequences += sequences_of(request)
+        self.samples[request.request_id] = request
+        self.sequences[request.tenant_id] += sequences_of(request)
         if adapter_key is not None:
             self.adapters[adapter_key] = None
             self.adapters.move_to_end(adapter_key)
@@ -76,7 +81,10 @@ class WorkerSlot:
 
     def remove_sample(self, request_id: str) -> None:
         """A sample request ended or was cancelled."""
-        self.num_sequences -= self.samples.pop(request_id)
+        request = self.samples.pop(request_id)
+        self.sequences[request.tenant_id] -= sequences_of(request)
+        if not self.sequences[request.tenant_id]:
+            del self.sequences[request.tenant_id]
         self.release(request_id)
 
     def release(self, request_id: str) -> None:

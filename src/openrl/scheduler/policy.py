@@ -147,19 +147,24 @@ class SampleLoad:
     num_sequences: int
     max_sequences: int
     has_adapter: bool
+    num_of_tenant: int = 0  # of these, those of the tenant that asks
+    num_tenants: int = 1  # it included
 
 
-def has_room(num_sequences: int, max_sequences: int, wanted: int) -> bool:
+def has_room(load: SampleLoad, wanted: int) -> bool:
     """Whether a sample request may go to a worker: up to twice what is decoded at once.
 
-    A request that is larger than that goes as soon as the worker would otherwise decode less than it can.
+    A request that is larger than that goes as soon as the worker would otherwise decode less than it can. A tenant
+    may always have its equal part of what is decoded at once, or one request: the worker makes way for it.
     """
-    return num_sequences + wanted <= 2 * max_sequences or num_sequences < max_sequences
+    if load.num_sequences + wanted <= 2 * load.max_sequences or load.num_sequences < load.max_sequences:
+        return True
+    return load.num_of_tenant == 0 or (load.num_of_tenant + wanted) * load.num_tenants <= load.max_sequences
 
 
 def choose_sample_worker(loads: Iterable[SampleLoad], wanted: int) -> str | None:
     """The worker for a sample request: one that has the adapter if it has room, else the emptiest."""
-    open_loads = [load for load in loads if has_room(load.num_sequences, load.max_sequences, wanted)]
+    open_loads = [load for load in loads if has_room(load, wanted)]
     best = min(
         open_loads,
         key=lambda load: (not load.has_adapter, load.num_sequences / load.max_sequences, load.worker_id),

@@ -151,10 +151,15 @@ class Samples:
 
     def _choose(self, slots: Sequence[WorkerSlot], entry: SampleEntry) -> WorkerSlot | None:
         assert entry.spec is not None
-        key = entry.spec.adapter_key
+        key, tenant_id = entry.spec.adapter_key, entry.request.tenant_id
         loads = [
             SampleLoad(
-                slot.worker_id, slot.num_sequences, slot.ready.max_sequences, key is None or key in slot.adapters
+                slot.worker_id,
+                slot.num_sequences,
+                slot.ready.max_sequences,
+                has_adapter=key is None or key in slot.adapters,
+                num_of_tenant=slot.sequences[tenant_id],
+                num_tenants=len(slot.sequences.keys() | {tenant_id}),
             )
             for slot in slots
             if not slot.is_quarantined()

@@ -92,6 +92,7 @@ class PayloadReader:
             topk_sample_logprobs=request.topk_sample_logprobs,
             prompt_alt_tokens_k=request.prompt_alt_tokens_k,
             target_prompt_tokens=None if target is None else int64_tensor(target),
+            tenant_id=item.tenant_id,
         )
 
     def _read_custom_loss(self, key: str) -> CustomLoss:
