@@ -146,8 +146,9 @@ class SamplingConfig(Section):
     """Sampler snapshots kept in device memory."""
     prefill_tokens: int = Field(default=0, ge=0)
     """Prompt tokens computed per step; 0: 512 on CPU, 8192 on CUDA."""
-    max_slowdown: float = Field(default=2.0, ge=1.25)
-    """Most that other tenants' samples slow down one that has less than its part; a large value favours throughput."""
+    max_slowdown: float = Field(default=1.5, ge=1.25)
+    """Most that the samples of others slow down the decoding of a tenant that has less than its part of the batch; a
+    large value favours throughput."""
 
 
 class WorkerConfig(Section):

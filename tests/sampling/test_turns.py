@@ -64,9 +64,17 @@ def test_a_prompt_of_ones_own_is_paid_for_but_does_not_count_as_a_step():
     assert turns.choose(FLOOD) is None
 
 
-def test_what_was_owed_to_one_who_left_is_forgotten():
+def test_who_comes_starts_with_a_step_of_its_own_and_is_owed_no_more_than_one_common_step():
     turns = StepTurns(32, 2.0)
-    turns.choose(FLOOD)
-    turns.record(None, 4.0, is_decode=True)
+    assert turns.choose(FLOOD) is None
+    for _ in range(10):
+        turns.record(None, 4.0, is_decode=True)
     assert turns.choose({"alice": 500}) is None
-    assert turns.choose({"alice": 500, "carol": 1}) is None
+    assert turns.choose(FLOOD) == BOB
+    turns.record(BOB, 1.0, is_decode=True)
+    assert turns.choose({"alice": 500}) is None
+    own = 0
+    while turns.choose(FLOOD) == BOB:
+        turns.record(BOB, 1.0, is_decode=True)
+        own += 1
+    assert own == 2  # (4 / 2 - 1) / (1 - 1 / 2) seconds

@@ -19,7 +19,9 @@ class StepTurns:
         self._max_sequences = max_sequences
         self._pace = 1.0 / max_slowdown
         self._light: frozenset[str] = frozenset()
-        self._own_s: float | None = None  # of a step of the light tenants alone, smoothed
+        self._measured: frozenset[str] = frozenset()  # whose own steps `_own_s` is about
+        self._own_s = 0.0
+        self._common_s = 0.0
         self._owed_s = 0.0
 
     def choose(self, num_sequences: Mapping[str, int]) -> frozenset[str] | None:
@@ -27,17 +29,28 @@ class StepTurns:
         part = min(sum(num_sequences.values()), self._max_sequences) / max(len(num_sequences), 1)
         light = frozenset(tenant for tenant, number in num_sequences.items() if number < part)
         if light != self._light:
-            self._light, self._own_s, self._owed_s = light, None, 0.0
+            self._light = light
+            if light and light != self._measured:
+                self._measured, self._own_s = light, 0.0
+            self._owed_s = self._due(self._common_s)  # who comes in the middle of a common step has waited for it
         return light if light and self._owed_s > 0.0 else None
 
     def record(self, served: frozenset[str] | None, seconds: float, *, is_decode: bool) -> None:
         """A step took this long; `is_decode`: it computed no prompts."""
         if served is None:
-            own_s = self._own_s if self._own_s is not None else 0.0
-            self._owed_s += max(0.0, (seconds * self._pace - own_s) / (1.0 - self._pace))
+            self._common_s = _smoothed(self._common_s, seconds)
+            self._owed_s += self._due(seconds)
             return
         self._owed_s -= seconds
-        if not is_decode:
-            self._owed_s = max(0.0, self._owed_s)  # a long prompt is not paid for in later steps
+        if is_decode:
+            self._own_s = _smoothed(self._own_s, seconds)
         else:
-            self._own_s = seconds if self._own_s is None else self._own_s + _SMOOTHING * (seconds - self._own_s)
+            self._owed_s = max(0.0, self._owed_s)  # a long prompt is not paid for in later steps
+
+    def _due(self, common_s: float) -> float:
+        """Seconds of own steps for a common step of this length."""
+        return max(0.0, (common_s * self._pace - self._own_s) / (1.0 - self._pace))
+
+
+def _smoothed(average_s: float, seconds: float) -> float:
+    return average_s + _SMOOTHING * (seconds - average_s) if average_s else seconds
