@@ -5,6 +5,7 @@ import random
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from urllib.parse import quote
 
@@ -23,6 +24,7 @@ from tests.contracts.loops import (
     backward,
     batch,
     connect,
+    datum,
     new_run,
     numbers,
     resume,
@@ -112,6 +114,34 @@ def test_kills_of_the_worker_change_no_number(machine: Machine, owner: tinker.Se
 def num_snapshots(run_id: str, data_dir: Path) -> int:
     prefix = quote(f"snapshots/{run_id}/", safe="")
     return sum(each.name.startswith(prefix) for each in (data_dir / "blobs" / "objects").iterdir())
+
+
+# 12, 38
+@pytest.mark.parametrize("is_waited_for", [True, False])
+def test_a_worker_lost_after_a_step_that_failed_changes_no_number(
+    machine: Machine, owner: tinker.ServiceClient, is_waited_for: bool
+):
+    undisturbed, run = new_run(owner), new_run(owner)
+    expected = train(undisturbed, 2), failure_of(hopeless_step(undisturbed)), train(undisturbed, 2, first=5)
+    before, failing = train(run, 2), hopeless_step(run)
+    if is_waited_for:
+        failing.exception()
+    machine.kill_worker()
+    assert (before, failure_of(failing), train(run, 2, first=5)) == expected
+    data_dir = machine.live.data_dir
+    assert same_state(state_of(run, data_dir), state_of(undisturbed, data_dir))
+
+
+def hopeless_step(run: tinker.TrainingClient) -> "Future[types.OptimStepResponse]":
+    """A step over a gradient whose norm is not finite, though the gradient is; sent."""
+    run.forward_backward([datum([4, 5, 6, 7], 1e30)], "cross_entropy").result()
+    return run.optim_step(STEP).future()
+
+
+def failure_of(step: "Future[types.OptimStepResponse]") -> str:
+    failure = step.exception()
+    assert isinstance(failure, tinker.RequestFailedError)
+    return str(failure).replace(failure.request_id, "")
 
 
 # 21

@@ -63,8 +63,8 @@ class Rig:
         body = encode_forward_backward(ForwardBackwardInput(run_id, seq_id, (datum,) * num_datums, loss_fn))
         return self.item("forward_backward", body, seq_id, run_id=run_id, **options)
 
-    def optim_step(self, seq_id: int, run_id: str = RUN_ID, **fields: object) -> WorkItem:
-        payload: dict[str, object] = {"model_id": run_id, "seq_id": seq_id, "adam_params": {"learning_rate": 0.5}}
+    def optim_step(self, seq_id: int, run_id: str = RUN_ID, rate: float = 0.5, **fields: object) -> WorkItem:
+        payload: dict[str, object] = {"model_id": run_id, "seq_id": seq_id, "adam_params": {"learning_rate": rate}}
         return self.item("optim_step", payload, seq_id, run_id=run_id, **fields)
 
     def sample(self, name: str, prompt: list[int], max_tokens: int = 4, adapter_key: str | None = None) -> Sample:

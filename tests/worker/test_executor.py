@@ -87,6 +87,28 @@ def test_a_replay_changes_the_run_and_stores_nothing(rig: Rig):
     assert rig.training.weights[RUN_ID] == -1.0
 
 
+def test_a_step_that_fails_on_our_side_uses_up_its_gradient_and_its_replay_does_too(rig: Rig):
+    reports = rig.run(
+        open_run(), execute(rig.forward_backward(1), work_id=1), execute(rig.optim_step(2, rate=13.0), work_id=2)
+    )
+    [failed] = done(reports)[1].outcomes
+    assert (failed.category, rig.training.gradients[RUN_ID]) == ("server", 0.0)
+    other = rig.restarted()
+    reports = other.run(
+        open_run(), execute(other.forward_backward(1, is_replay=True), work_id=1),
+        execute(other.optim_step(2, is_replay=True, has_failed=True), work_id=2),
+    )  # fmt: skip
+    assert all(not each.result_ref and not each.error for report in done(reports) for each in report.outcomes)
+    assert (other.training.weights[RUN_ID], other.training.gradients[RUN_ID]) == (0.0, 0.0)
+
+
+def test_a_step_that_is_refused_keeps_its_gradient(rig: Rig):
+    bad_body = rig.item("optim_step", {"model_id": RUN_ID}, 2)
+    reports = rig.run(open_run(), execute(rig.forward_backward(1), work_id=1), execute(bad_body, work_id=2))
+    [failed] = done(reports)[1].outcomes
+    assert (failed.category, rig.training.gradients[RUN_ID]) == ("user", 2.0)
+
+
 def test_a_replay_that_fails_loses_the_run(rig: Rig):
     reports = rig.run(open_run(), execute(rig.forward_backward(4, loss_fn="refuse", is_replay=True)))
     lost = [report for report in reports if isinstance(report, RunLost)]
