@@ -231,6 +231,26 @@ def test_what_was_acknowledged_just_before_a_kill_takes_effect_once(
     assert same_state(state_of(resume(owner, old), machine.live.data_dir), after)
 
 
+# 34
+def test_a_closed_run_keeps_its_checkpoints_and_no_snapshot(machine: Machine, owner: tinker.ServiceClient):
+    data_dir = machine.live.data_dir
+    closed, kept = new_run(owner), new_run(owner)
+    for run in (closed, kept):
+        train(run, 12)
+    path = closed.save_state("last").result().path
+    last = state_of(closed, data_dir)
+    with http_client(machine.live.url, machine.live.key) as client:
+        raw = RawApi(client)
+        raw.result(raw.post("unload_model", model_id=closed.model_id)["request_id"])
+    assert num_snapshots(closed.model_id, data_dir) > 0
+    machine.live.stop()
+    machine.start_again()  # which sweeps
+    assert same_state(state_of(resume(owner, path), data_dir), last)
+    assert num_snapshots(closed.model_id, data_dir) == 0
+    assert num_snapshots(kept.model_id, data_dir) > 0
+    assert train(kept, 1, first=12) == train(resume(owner, path), 1, first=12)
+
+
 def weighted(logprobs: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     loss = -(logprobs * weights).sum()
     return loss, {"custom/nll:mean": loss}

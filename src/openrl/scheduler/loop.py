@@ -210,6 +210,7 @@ class Scheduler:
             if self._clock() - started_at >= gateway.session_timeout_s:
                 await self._housekeeping.expire_sessions(self._clock())
             await self._housekeeping.delete_expired_checkpoints(self._clock())
+            await self._housekeeping.free_unused_objects(self._clock(), store)
             await self._housekeeping.prune(self._clock() - store.result_retention_s)
             await asyncio.sleep(SWEEP_S)
 
