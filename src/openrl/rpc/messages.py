@@ -169,4 +169,9 @@ class WorkerStats:
     resident_runs: int
 
 
-Report = WorkerReady | ExecuteDone | SampleDone | RunSnapshotted | RunLost | WorkerStats
+@dataclass(frozen=True, slots=True)
+class WorkerLeaving:
+    """Last report of a worker that was told to shut down: all it had is reported."""
+
+
+Report = WorkerReady | ExecuteDone | SampleDone | RunSnapshotted | RunLost | WorkerStats | WorkerLeaving

@@ -16,6 +16,7 @@ from openrl.rpc.messages import (
     RunSnapshotted,
     SampleDone,
     Shutdown,
+    WorkerLeaving,
     WorkerReady,
     WorkerStats,
 )
@@ -178,6 +179,9 @@ class Scheduler:
             match message:
                 case WorkerStats():
                     self._stats[worker_id] = message
+                case WorkerLeaving():
+                    _log.info("worker left", worker_id=worker_id)
+                    return
                 case ExecuteDone() | SampleDone() | RunSnapshotted() | RunLost():
                     self._put(WorkerReported(worker_id, message))
                 case _:
