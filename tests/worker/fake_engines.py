@@ -124,6 +124,9 @@ class FakeSamplingEngine:
                 finished.append(FinishedSample(request_id, _result(job, num_tokens + 1), num_tokens + 1))
         return finished
 
+    def rest(self) -> None:
+        self.trace.append("rest")
+
     def stats(self) -> SamplingStats:
         return SamplingStats(len(self.jobs), 0, len(self.jobs), 100)
 

@@ -22,7 +22,7 @@ RUN_ID = "s1:train:0"
 class Rig:
     """Work is done in `run`, in this thread, once; `restarted` gives the next worker over the same files."""
 
-    def __init__(self, root: Path | DirectoryBlobs) -> None:
+    def __init__(self, root: Path | DirectoryBlobs, idle_s: float = 20.0) -> None:
         self.trace: list[str] = []
         self.blobs = root if isinstance(root, DirectoryBlobs) else DirectoryBlobs(root)
         self.training = FakeTrainingEngine(self.trace)
@@ -33,7 +33,13 @@ class Rig:
         info = BaseModelInfo(BASE_MODEL, Path("/models/tiny"), "TinyForCausalLM", 512, 256)
         engines = {BASE_MODEL: Engines(info, self.training, self.sampling, 512, 32)}
         self.executor = create_executor(
-            engines, self.blobs, self.inbox, self.deliverers, self.reports.append, wall_clock=lambda: 1000.0
+            engines,
+            self.blobs,
+            self.inbox,
+            self.deliverers,
+            self.reports.append,
+            wall_clock=lambda: 1000.0,
+            idle_s=idle_s,
         )
 
     def restarted(self) -> "Rig":

@@ -1,3 +1,5 @@
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from openrl.rpc.messages import (
     RunLost,
     RunSnapshotted,
     SampleDone,
+    Shutdown,
     SnapshotRun,
 )
 from tests.worker.rig import RUN_ID, Rig, execute, open_run, run_spec
@@ -182,3 +185,16 @@ def test_stats_tell_what_is_resident(rig: Rig):
     rig.run(open_run(), open_run("s2:train:0"))
     assert rig.executor.stats.resident_runs == 2
     assert rig.executor.stats.kv_blocks_total == 100
+
+
+def test_a_worker_without_work_rests_once_and_works_on(tmp_path: Path):
+    rig = Rig(tmp_path, idle_s=0.01)
+    thread = threading.Thread(target=rig.executor.run)
+    thread.start()
+    while "rest" not in rig.trace:
+        time.sleep(0.001)
+    rig.inbox.put(open_run())
+    rig.inbox.put(execute(rig.forward_backward(1)))
+    rig.inbox.put(Shutdown())
+    thread.join(10.0)
+    assert rig.training.gradients[RUN_ID] == 2.0
