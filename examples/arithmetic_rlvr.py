@@ -78,21 +78,21 @@ def main() -> None:
     held_out, train = sums[:NUM_HELD_OUT], sums[NUM_HELD_OUT:]
     base_url = os.environ.get("TINKER_BASE_URL", "http://127.0.0.1:8000")
     print(f"teaching {args.model} to add at {base_url}", flush=True)
-    service = tinker.ServiceClient(base_url=base_url)
-    before = mean_reward(ask(service.create_sampling_client(base_model=args.model).result(), codec, held_out, 0))
-    print(f"{time.monotonic() - start:4.0f} s  held-out answers right: {before:.0%}", flush=True)
-    trainer = service.create_lora_training_client(args.model, 16, args.seed, train_unembed=False).result()
-    for step in range(args.steps):
-        sampler = trainer.save_weights_and_get_sampling_client().result()
-        groups = ask(sampler, codec, rng.sample(train, PROMPTS), seed=step * PROMPTS)
-        if datums := [datum for group in groups for datum in datums_of(*group)]:
-            gradient = trainer.forward_backward(datums, "importance_sampling")
-            trainer.optim_step(tinker.AdamParams(learning_rate=RATE * (1 - step / args.steps)))  # waits its turn
-            gradient.result()
-        progress = f"step {step + 1:2}/{args.steps}  mean reward {mean_reward(groups):.2f}  {len(datums)} datums"
-        print(f"{time.monotonic() - start:4.0f} s  {progress}", flush=True)
-    after = mean_reward(ask(trainer.save_weights_and_get_sampling_client().result(), codec, held_out, 0))
-    print(f"{time.monotonic() - start:4.0f} s  held-out answers right: {before:.0%} before, {after:.0%} after")
+    with tinker.ServiceClient(base_url=base_url) as service:  # whose threads must not outlive the work
+        before = mean_reward(ask(service.create_sampling_client(base_model=args.model).result(), codec, held_out, 0))
+        print(f"{time.monotonic() - start:4.0f} s  held-out answers right: {before:.0%}", flush=True)
+        trainer = service.create_lora_training_client(args.model, 16, args.seed, train_unembed=False).result()
+        for step in range(args.steps):
+            sampler = trainer.save_weights_and_get_sampling_client().result()
+            groups = ask(sampler, codec, rng.sample(train, PROMPTS), seed=step * PROMPTS)
+            if datums := [datum for group in groups for datum in datums_of(*group)]:
+                gradient = trainer.forward_backward(datums, "importance_sampling")
+                trainer.optim_step(tinker.AdamParams(learning_rate=RATE * (1 - step / args.steps)))  # waits its turn
+                gradient.result()
+            progress = f"step {step + 1:2}/{args.steps}  mean reward {mean_reward(groups):.2f}  {len(datums)} datums"
+            print(f"{time.monotonic() - start:4.0f} s  {progress}", flush=True)
+        after = mean_reward(ask(trainer.save_weights_and_get_sampling_client().result(), codec, held_out, 0))
+        print(f"{time.monotonic() - start:4.0f} s  held-out answers right: {before:.0%} before, {after:.0%} after")
 
 
 if __name__ == "__main__":

@@ -75,18 +75,18 @@ def main() -> None:
     right = [pig_latin(word) for word in held_out]
     base_url = os.environ.get("TINKER_BASE_URL", "http://127.0.0.1:8000")
     print(f"teaching {args.model} pig latin at {base_url}", flush=True)
-    service = tinker.ServiceClient(base_url=base_url)
-    before = answers(service.create_sampling_client(base_model=args.model).result(), tokenizer, held_out)
-    trainer = service.create_lora_training_client(args.model, 16, args.seed, train_unembed=False).result()
-    for step in range(args.steps):
-        batch = [datum(tokenizer, word) for word in rng.sample(TRAIN_WORDS.split(), BATCH)]
-        gradient = trainer.forward_backward(batch, "cross_entropy")
-        trainer.optim_step(tinker.AdamParams(learning_rate=RATE * (1 - step / args.steps)))  # waits its turn
-        loss = gradient.result().metrics["loss:sum"] / sum(sum(each.loss_fn_inputs["weights"].data) for each in batch)
-        note = f"step {step + 1:2}/{args.steps}  loss per token {loss:.3f}"
-        print(f"{time.monotonic() - start:4.0f} s  {note}", flush=True)
-
-    after = answers(trainer.save_weights_and_get_sampling_client().result(), tokenizer, held_out)
+    with tinker.ServiceClient(base_url=base_url) as service:  # whose threads must not outlive the work
+        before = answers(service.create_sampling_client(base_model=args.model).result(), tokenizer, held_out)
+        trainer = service.create_lora_training_client(args.model, 16, args.seed, train_unembed=False).result()
+        for step in range(args.steps):
+            batch = [datum(tokenizer, word) for word in rng.sample(TRAIN_WORDS.split(), BATCH)]
+            gradient = trainer.forward_backward(batch, "cross_entropy")
+            trainer.optim_step(tinker.AdamParams(learning_rate=RATE * (1 - step / args.steps)))  # waits its turn
+            num_taught = sum(sum(each.loss_fn_inputs["weights"].data) for each in batch)
+            loss = gradient.result().metrics["loss:sum"] / num_taught
+            note = f"step {step + 1:2}/{args.steps}  loss per token {loss:.3f}"
+            print(f"{time.monotonic() - start:4.0f} s  {note}", flush=True)
+        after = answers(trainer.save_weights_and_get_sampling_client().result(), tokenizer, held_out)
     print(f"\n{'held-out word':14} {'before':22} after")
     for word, old, new, wanted in zip(held_out, before, after, right, strict=True):
         print(f"{word:14} {old[:20]:22} {new:18} {'right' if new == wanted else 'wrong'}")

@@ -57,7 +57,9 @@ def chosen_settings(arguments: argparse.Namespace) -> Settings:
 class Demo:
     """One run of the demo against a server."""
 
-    def __init__(self, arguments: argparse.Namespace, settings: Settings, monitor: Monitor) -> None:
+    def __init__(
+        self, arguments: argparse.Namespace, settings: Settings, monitor: Monitor, service: tinker.ServiceClient
+    ) -> None:
         self.arguments, self.settings, self.monitor = arguments, settings, monitor
         self.model_dir: Path = arguments.model_dir or MODELS_DIR / arguments.model
         self.codec = Codec(Tokenizer.from_file(str(self.model_dir / "tokenizer.json")))
@@ -65,7 +67,7 @@ class Demo:
         num_train = settings.sft_steps * settings.sft_batch + settings.rl_steps * settings.rl_prompts
         self.split: Split = make_split(num_train, settings.eval_questions, settings.max_level, arguments.seed)
         self.evaluations: dict[str, Evaluation] = {}
-        self.service = tinker.ServiceClient(base_url=arguments.base_url, api_key=arguments.api_key)
+        self.service = service
 
     def run(self) -> None:
         """Base, warm-up, reinforcement; each measured on the held-out questions."""
@@ -126,8 +128,12 @@ def main() -> None:
     """Run the demo."""
     arguments = parse_arguments()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    with Monitor(Console()).shown() as monitor:
-        Demo(arguments, chosen_settings(arguments), monitor).run()
+    # Closed at the end: a client left to the interpreter's exit works on in a thread that the exit breaks off.
+    with (
+        tinker.ServiceClient(base_url=arguments.base_url, api_key=arguments.api_key) as service,
+        Monitor(Console()).shown() as monitor,
+    ):
+        Demo(arguments, chosen_settings(arguments), monitor, service).run()
 
 
 if __name__ == "__main__":

@@ -111,6 +111,10 @@ class StoreConfig(Section):
     """SQLAlchemy URL; empty: SQLite in the data directory."""
     result_retention_s: float = Field(default=3600.0, gt=0)
     """Results stay retrievable for this long after their request finished."""
+    custom_loss_retention_s: float = Field(default=30 * 86400.0, gt=0)
+    """A custom loss is kept for this long after its last use, and while a session or run that used it goes on."""
+    trace_retention_s: float = Field(default=86400.0, ge=3600)
+    """An exported session trace is kept for this long; links to one last an hour."""
     pack_bytes: int = Field(default=64 * 2**20, ge=4096)
     """A payload pack is closed when it reaches this size."""
 

@@ -10,7 +10,7 @@ def test_the_list_names_the_models_and_says_which_are_there(tmp_path: Path):
     (tmp_path / "gemma-3-270m" / "config.json").write_text("{}")
     result = CliRunner().invoke(models_app, ["list", "--dir", str(tmp_path)], env={"COLUMNS": "120"})
     assert result.exit_code == 0
-    rows = {line.split("│")[1].strip(): line for line in result.output.splitlines() if line.startswith("│")}
+    rows = {line.split()[0]: line for line in result.output.splitlines()}
     assert "yes" in rows["gemma-3-270m"]
     assert "no" in rows["smollm2-135m-instruct"]
 

@@ -126,6 +126,9 @@ def test_sigterm_ends_server_and_worker_and_a_second_server_may_start(own_server
     assert own_server.stop() == 0
     with pytest.raises(ProcessLookupError):
         os.kill(worker, 0)
+    log = (own_server.data_dir / "server.log").read_text()
+    assert "lost" not in log
+    assert "died" not in log
 
 
 def test_the_worker_of_a_killed_server_ends_by_itself(own_server: LiveServer):

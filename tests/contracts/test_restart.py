@@ -5,6 +5,7 @@ import random
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from urllib.parse import quote
 
@@ -23,6 +24,7 @@ from tests.contracts.loops import (
     backward,
     batch,
     connect,
+    datum,
     new_run,
     numbers,
     resume,
@@ -114,6 +116,34 @@ def num_snapshots(run_id: str, data_dir: Path) -> int:
     return sum(each.name.startswith(prefix) for each in (data_dir / "blobs" / "objects").iterdir())
 
 
+# 12, 38
+@pytest.mark.parametrize("is_waited_for", [True, False])
+def test_a_worker_lost_after_a_step_that_failed_changes_no_number(
+    machine: Machine, owner: tinker.ServiceClient, is_waited_for: bool
+):
+    undisturbed, run = new_run(owner), new_run(owner)
+    expected = train(undisturbed, 2), failure_of(hopeless_step(undisturbed)), train(undisturbed, 2, first=5)
+    before, failing = train(run, 2), hopeless_step(run)
+    if is_waited_for:
+        failing.exception()
+    machine.kill_worker()
+    assert (before, failure_of(failing), train(run, 2, first=5)) == expected
+    data_dir = machine.live.data_dir
+    assert same_state(state_of(run, data_dir), state_of(undisturbed, data_dir))
+
+
+def hopeless_step(run: tinker.TrainingClient) -> "Future[types.OptimStepResponse]":
+    """A step over a gradient whose norm is not finite, though the gradient is; sent."""
+    run.forward_backward([datum([4, 5, 6, 7], 1e30)], "cross_entropy").result()
+    return run.optim_step(STEP).future()
+
+
+def failure_of(step: "Future[types.OptimStepResponse]") -> str:
+    failure = step.exception()
+    assert isinstance(failure, tinker.RequestFailedError)
+    return str(failure).replace(failure.request_id, "")
+
+
 # 21
 def test_a_sampler_gives_the_same_from_another_worker(machine: Machine, owner: tinker.ServiceClient):
     run = new_run(owner)
@@ -199,6 +229,26 @@ def test_what_was_acknowledged_just_before_a_kill_takes_effect_once(
     assert [raw.result(request_id)["metrics"] for request_id in ids[1::2]] == [each.metrics for each in expected]
     assert raw.result(save)["path"] == old
     assert same_state(state_of(resume(owner, old), machine.live.data_dir), after)
+
+
+# 34
+def test_a_closed_run_keeps_its_checkpoints_and_no_snapshot(machine: Machine, owner: tinker.ServiceClient):
+    data_dir = machine.live.data_dir
+    closed, kept = new_run(owner), new_run(owner)
+    for run in (closed, kept):
+        train(run, 12)
+    path = closed.save_state("last").result().path
+    last = state_of(closed, data_dir)
+    with http_client(machine.live.url, machine.live.key) as client:
+        raw = RawApi(client)
+        raw.result(raw.post("unload_model", model_id=closed.model_id)["request_id"])
+    assert num_snapshots(closed.model_id, data_dir) > 0
+    machine.live.stop()
+    machine.start_again()  # which sweeps
+    assert same_state(state_of(resume(owner, path), data_dir), last)
+    assert num_snapshots(closed.model_id, data_dir) == 0
+    assert num_snapshots(kept.model_id, data_dir) > 0
+    assert train(kept, 1, first=12) == train(resume(owner, path), 1, first=12)
 
 
 def weighted(logprobs: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

@@ -7,8 +7,12 @@ import pytest
 
 from openrl.protocol.codec import encode_forward_backward
 from openrl.protocol.datum import ForwardBackwardInput
+from openrl.store.unused_objects import free_custom_losses
+from tests.gateway.gateway_server import GatewayServer
 from tests.gateway.raw_client import Owned, create_owned, datum, post, result
 from tests.training.traced_losses import REF, TOTAL, call, graph_of
+
+LATER = 1e11  # long after every use
 
 
 @pytest.fixture
@@ -47,6 +51,32 @@ def test_a_loss_belongs_to_its_tenant(http: httpx.Client, bob_http: httpx.Client
     assert bob_http.post("create_custom_loss", json=body(owned)).status_code == 404
     assert result(bob_http, "create_custom_loss", body(theirs))["loss_id"] == loss_id
     assert send(bob_http, pass_body(theirs, 4, loss_id=loss_id)).status_code == 200
+
+
+def test_a_loss_is_kept_for_every_session_that_used_it_and_gone_after_its_time(
+    server: GatewayServer, http: httpx.Client, bob_http: httpx.Client, owned: Owned
+):
+    def free_unused() -> int:
+        return server.call(free_custom_losses(server.store, server.blobs, LATER))
+
+    loss_id = result(http, "create_custom_loss", body(owned))["loss_id"]
+    user, theirs = create_owned(http), create_owned(bob_http)
+    assert send(http, pass_body(user, 3, loss_id=loss_id)).status_code == 200
+    assert send(bob_http, pass_body(theirs, 3, loss_id=loss_id)).status_code == 404
+    close(server, owned, "alice")
+    assert free_unused() == 0
+    assert send(http, pass_body(user, 4, loss_id=loss_id)).status_code == 200
+    close(server, user, "alice")
+    assert free_unused() > 0
+    late = create_owned(http)
+    assert send(http, pass_body(late, 3, loss_id=loss_id)).status_code == 404
+    assert result(http, "create_custom_loss", body(late))["loss_id"] == loss_id
+    assert send(http, pass_body(late, 4, loss_id=loss_id)).status_code == 200
+
+
+def close(server: GatewayServer, owned: Owned, tenant_id: str) -> None:
+    server.call(server.store.end_session(tenant_id, owned.session_id, "finished", ""))
+    server.call(server.store.close_run(owned.run_id))
 
 
 @pytest.mark.parametrize("config", [{}, {"loss_id": "../x"}, {"loss_id": ""}, {"loss": "x"}])

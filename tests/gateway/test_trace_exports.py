@@ -8,12 +8,13 @@ import pytest
 
 from openrl.errors import Unavailable
 from openrl.gateway.session_trace import build_trace
-from openrl.gateway.trace_exports import TRACE_FILE, TraceExports, trace_key
+from openrl.gateway.trace_exports import TRACE_FILE, TraceExports
 from openrl.protocol import perfetto_pb2 as pb
 from openrl.store.blobs import DirectoryBlobs
 from openrl.store.ledger import TracedRequest
 from openrl.store.memory import MemoryStore
 from openrl.store.memory_blobs import MemoryBlobs
+from openrl.store.object_keys import trace_key
 
 
 class SlowBlobs(DirectoryBlobs):

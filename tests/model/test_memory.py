@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from openrl.model.memory import lazy_zeros, release_freed_memory
+from openrl.model.memory import clear_lazily, lazy_zeros, release_freed_memory
 
 
 def test_memory_is_taken_only_where_it_is_written():
@@ -36,6 +36,19 @@ def test_tables_do_not_take_what_others_have_freed_and_one_slot_costs_one_slot()
     for table in tables:
         table[0, :8] = 1.0
     assert resident_bytes() - before < 2**20
+
+
+def test_a_part_that_is_cleared_is_zero_costs_nothing_and_leaves_its_neighbours_alone():
+    for shape in ((5, 1000, 7), (5, 3), (3, 2**22)):
+        table = lazy_zeros(shape, torch.float32, torch.device("cpu"))
+        table.fill_(1.0)
+        before = resident_bytes()
+        clear_lazily(table[1])
+        assert before - resident_bytes() > table[1].numel() * 4 - 2**20
+        assert not table[1].any()
+        assert table[0].min() == table[2].min() == 1.0
+        table[1] = 2.0
+        assert table[1].min() == table[1].max() == 2.0
 
 
 def test_giving_memory_back_makes_the_process_smaller():

@@ -54,3 +54,21 @@ def test_an_adapter_in_use_cannot_be_forgotten():
     slots.pin("a")
     with pytest.raises(AssertionError, match="in use"):
         slots.forget("a")
+
+
+def test_what_nobody_uses_is_dropped_and_loaded_anew():
+    slots = AdapterSlots(3)
+    for key in ("a", "b", "c"):
+        assert slots.pin(key)
+    slots.take_pending()
+    slots.unpin("a")
+    slots.unpin("c")
+    kept, dropped = slots.slot("b"), {slots.slot("a"), slots.slot("c")}
+    assert set(slots.drop_unpinned()) == dropped
+    assert slots.drop_unpinned() == []
+    assert slots.pin("b")
+    assert slots.slot("b") == kept
+    assert slots.take_pending() == []
+    assert slots.pin("c")
+    assert slots.take_pending() == [("c", slots.slot("c"))]
+    assert slots.slot("c") in dropped

@@ -395,3 +395,18 @@ def test_a_single_request_is_worked_on_at_once_and_counts_its_tokens(llama: Base
     assert sampling.stats().num_waiting == 1
     (finished,) = sampling.step()
     assert finished.num_tokens == 22
+
+
+def test_resting_drops_what_nobody_uses_and_changes_no_number(llama: BaseModel):
+    tested = engine(llama)
+    tested.rest()
+    first = outcomes(tested, [job("a", LONG[:40], adapter="1", seed=3), job("b", LONG[:20], seed=4)])
+    tested.rest()
+    again = outcomes(tested, [job("a", LONG[:40], adapter="1", seed=3)])
+    tested.add(job("c", LONG[:40], adapter="2", seed=5))
+    tested.step()
+    tested.rest()  # in the middle of a request
+    rested, undisturbed = drain(tested), outcomes(engine(llama), [job("c", LONG[:40], adapter="2", seed=5)])
+    for got, expected in ((again["a"], first["a"]), (rested["c"], undisturbed["c"])):
+        assert isinstance(expected, SampleResult)
+        assert_same(got, expected)

@@ -8,7 +8,8 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from openrl.protocol.runs import STATE_CHANGING_KINDS, RequestKind, RunSpec, SamplerSpec
+from openrl.errors import ErrorCategory
+from openrl.protocol.runs import RequestKind, RunSpec, SamplerSpec, changes_run
 from openrl.rpc.messages import (
     Cancel,
     CloseRun,
@@ -117,6 +118,8 @@ class World:
         self.workers: dict[str, SimWorker] = {}
         self.loads: deque[LoadRun | LoadSampler] = deque()
         self.bad: set[str] = set()  # request ids that fail when executed
+        self.blown: set[str] = set()  # optim_steps that use up their gradient and fail
+        self.categories: dict[str, ErrorCategory] = {}  # of what is finished
         self.poison: set[str] = set()  # request ids that kill their worker
         self.passes: list[Execute] = []
         self.num_workers = 0
@@ -180,11 +183,9 @@ class World:
         while next_seq in ended:
             next_seq += 1
         log = [
-            rows[seq]
+            replace(rows[seq], state=self.finished[rows[seq].request_id])  # pyright: ignore[reportArgumentType]
             for seq in sorted(ended)
-            if seq > run.snapshot_seq_id
-            and self.finished[rows[seq].request_id] == "done"
-            and rows[seq].kind in STATE_CHANGING_KINDS
+            if seq > run.snapshot_seq_id and self._has_changed_its_run(rows[seq])
         ]
         later = frozenset(seq for seq in ended if seq > next_seq)
         self.handle(RunLoaded(load.run_id, run, next_seq, later, tuple(log)))
@@ -238,11 +239,14 @@ class World:
         return sorted(
             other.seq_id
             for other in self.rows.values()
-            if other.run_id == row.run_id
-            and other.kind in STATE_CHANGING_KINDS
-            and self.finished.get(other.request_id) == "done"
-            and other.seq_id <= row.seq_id
+            if other.run_id == row.run_id and self._has_changed_its_run(other) and other.seq_id <= row.seq_id
         )
+
+    def _has_changed_its_run(self, row: RequestRow) -> bool:
+        state = self.finished.get(row.request_id)
+        if state not in ("done", "failed"):
+            return False
+        return changes_run(row.kind, state == "failed", self.categories.get(row.request_id, "user"))
 
     def check_no_idle_worker(self) -> None:
         """A worker with nothing to do means that no compatible work could start."""
@@ -301,10 +305,10 @@ class World:
                 self.snapshots[key] = (list(run.applied), run.last_seq)
                 worker.saves_lane.append(RunSnapshotted(run_id, run.last_seq, key))
             case Execute(work_id, kind, items):
-                if any(item.request_id in self.poison for item in items):
+                if any(item.request_id in self.poison and not item.has_failed for item in items):
                     self.kill(worker)
                     return
-                outcomes = tuple(self._apply(worker, item.request_id, item.is_replay) for item in items)
+                outcomes = tuple(self._apply(worker, item) for item in items)
                 lane = worker.saves_lane if kind.startswith("save") else worker.results_lane
                 lane.append(ExecuteDone(work_id, outcomes))
             case Sample(item):
@@ -321,24 +325,29 @@ class World:
             case _:
                 raise AssertionError(command)
 
-    def _apply(self, worker: SimWorker, request_id: str, is_replay: bool) -> Outcome:
+    def _apply(self, worker: SimWorker, item: WorkItem) -> Outcome:
+        request_id = item.request_id
         row = self.rows[request_id]
         run = worker.runs[row.run_id]
-        self.num_replayed += is_replay
+        self.num_replayed += item.is_replay
+        assert item.has_failed == (item.is_replay and self.finished[request_id] == "failed")
         run.last_seq = max(run.last_seq, row.seq_id)
-        if request_id in self.bad:
-            return self._outcome(request_id)
-        if row.kind in STATE_CHANGING_KINDS:
+        outcome = self._outcome(request_id)
+        if item.has_failed or changes_run(row.kind, bool(outcome.error), outcome.category):
             run.applied.append(row.seq_id)
-        if is_replay:
+        if item.is_replay:
             assert run.applied == self.twin(row)
             return Outcome(request_id, busy_s=1.0)
+        if outcome.error:
+            return outcome
         self.results[request_id] = list(run.applied)
-        return self._outcome(request_id)
+        return outcome
 
     def _outcome(self, request_id: str) -> Outcome:
         if request_id in self.bad:
             return Outcome(request_id, error="bad", category="user", busy_s=1.0)
+        if request_id in self.blown:
+            return Outcome(request_id, error="the gradient is dropped", category="server", busy_s=1.0)
         return Outcome(request_id, result_ref=f"result:{request_id}", num_tokens=1, busy_s=1.0)
 
     def _finished(self, action: Finish) -> None:
@@ -346,6 +355,7 @@ class World:
         assert request_id in self.rows
         assert request_id not in self.finished, f"{request_id} finished twice"
         self.finished[request_id] = action.state
+        self.categories[request_id] = action.outcome.category
 
     def _recorded(self, action: RecordSnapshot) -> None:
         run = self.runs[action.run_id]

@@ -1,7 +1,9 @@
-"""Checkpoints past their time under a clock of our own: rows and bytes on disk."""
+"""What is past its time under a clock of our own: rows and bytes on disk."""
 
+import time
 from pathlib import Path
 
+from openrl.config import StoreConfig
 from openrl.scheduler.housekeeping import Housekeeping
 from openrl.store.base import CheckpointRow
 from openrl.store.blobs import DirectoryBlobs
@@ -67,5 +69,53 @@ async def test_files_that_a_killed_server_left_behind_are_freed_by_the_next(tmp_
     store = await create_store(url, blobs, lambda: 0.0)
     await Housekeeping(store, blobs, 300.0, lambda _: None).delete_expired_checkpoints(0.0)
     assert disk_bytes(tmp_path) == 0
+    await store.close()
+    blobs.close()
+
+
+async def test_snapshots_of_closed_runs_are_freed_and_those_of_open_ones_kept(tmp_path: Path):
+    blobs = DirectoryBlobs(tmp_path)
+    store = await create_store(f"sqlite:///{tmp_path}/store.db", blobs, lambda: 0.0)
+    housekeeping = Housekeeping(store, blobs, 300.0, lambda _: None)
+    for run_id, tenant_id in (("r1", ALICE), ("r2", BOB)):
+        await store.create_run(run(run_id, tenant_id), request(run_id, 0, tenant_id), b"p")
+        for seq_id in (3, 7, 9):  # replaced, recorded, and one that is about to be
+            blobs.put_object(f"snapshots/{run_id}/{seq_id}", FILES)
+        await store.record_snapshot(run_id, 7, f"snapshots/{run_id}/7")
+    await save(store, blobs, "kept", None, 1)
+    await housekeeping.free_unused_objects(0.0, StoreConfig())
+    assert sorted(blobs.list_objects("snapshots/")) == [f"snapshots/{r}/{n}" for r in ("r1", "r2") for n in (7, 9)]
+    await store.close_run("r1")
+    await housekeeping.free_unused_objects(0.0, StoreConfig())
+    assert sorted(blobs.list_objects("snapshots/")) == ["snapshots/r2/7", "snapshots/r2/9"]
+    assert blobs.get_object("checkpoints/kept") == FILES
+    await store.close()
+    blobs.close()
+
+
+async def test_losses_and_traces_go_when_nobody_has_used_them_for_long(tmp_path: Path):
+    blobs = DirectoryBlobs(tmp_path)
+    store = await create_store(f"sqlite:///{tmp_path}/store.db", blobs, lambda: 0.0)
+    housekeeping = Housekeeping(store, blobs, 300.0, lambda _: None)
+    retention = StoreConfig(custom_loss_retention_s=9 * HOUR, trace_retention_s=2 * HOUR)
+    for tenant_id, session_id in ((ALICE, "s1"), (BOB, "s2")):
+        await store.create_session(session(session_id, tenant_id))
+        blobs.put_object(f"custom_losses/{tenant_id}/x", FILES)
+        await store.ledger.note_loss_use(f"custom_losses/{tenant_id}/x", tenant_id, session_id, time.time())
+    await store.create_run(run("r2", BOB, session_id="s2"), request("r2", 0, BOB), b"p")
+    blobs.put_object("traces/s1", FILES)
+    for tenant_id, session_id in ((ALICE, "s1"), (BOB, "s2")):
+        await store.end_session(tenant_id, session_id, "finished", "")
+
+    async def left(after_s: float) -> list[str]:
+        await housekeeping.free_unused_objects(time.time() + after_s, retention)
+        return sorted({**blobs.list_objects("custom_losses/"), **blobs.list_objects("traces/")})
+
+    assert await left(HOUR) == ["custom_losses/alice/x", "custom_losses/bob/x", "traces/s1"]
+    assert await left(3 * HOUR) == ["custom_losses/alice/x", "custom_losses/bob/x"]
+    assert await left(10 * HOUR) == ["custom_losses/bob/x"]  # by a run that goes on
+    await store.close_run("r2")
+    assert await left(10 * HOUR) == []
+    assert await store.ledger.losses_in_use(0.0) == frozenset()
     await store.close()
     blobs.close()

@@ -4,6 +4,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import structlog.testing
+
 from openrl.config import Config, GatewayConfig, ModelConfig
 from openrl.errors import WorkerLost
 from openrl.protocol.runs import RunSpec
@@ -19,6 +21,7 @@ from openrl.rpc.messages import (
     SavedCheckpoint,
     Shutdown,
     SnapshotRun,
+    WorkerLeaving,
     WorkerReady,
     WorkItem,
 )
@@ -62,6 +65,7 @@ class FakeWorker:
                     self.blobs.put_object(key, {"adapter": b"x"})
                     await self.connection.send(RunSnapshotted(run_id, self.last_seq[run_id], key))
                 case Shutdown():
+                    await self.connection.send(WorkerLeaving())
                     await self.connection.close()
                     return
                 case _:
@@ -264,5 +268,18 @@ async def test_stopping_lets_workers_finish_and_ends_the_run():
     async with site() as s:
         worker = s.attach()
         await s.finished("r/0")
-        await asyncio.wait_for(s.scheduler.stop(), 5.0)
+        with structlog.testing.capture_logs() as logs:
+            await asyncio.wait_for(s.scheduler.stop(), 5.0)
         assert worker.commands[-1] == Shutdown()
+        assert [(log["event"], log["log_level"]) for log in logs] == [("worker left", "info")]
+
+
+async def test_a_worker_that_leaves_without_a_word_is_lost():
+    async with site() as s:
+        worker = s.attach()
+        await s.finished("r/0")
+        with structlog.testing.capture_logs() as logs:
+            await worker.connection.close()
+            while s.scheduler.is_ready():
+                await asyncio.sleep(0)
+        assert [(log["event"], log["log_level"]) for log in logs] == [("worker lost", "warning")]

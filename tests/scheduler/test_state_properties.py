@@ -51,7 +51,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         data=st.data(),
         kinds=st.lists(st.sampled_from(KINDS), min_size=1, max_size=4),
         tokens=st.sampled_from([10, 300, 900, 2000]),
-        fate=st.sampled_from(["plain"] * 12 + ["bad", "refused", "poison"]),
+        fate=st.sampled_from(["plain"] * 12 + ["bad", "refused", "poison", "blown", "blown"]),
     )
     def submit(self, data: st.DataObject, kinds: list[TrainingKind], tokens: int, fate: str) -> None:
         rows = [self._row(data.draw(st.sampled_from(self._open_runs())), kind, tokens) for kind in kinds]
@@ -59,6 +59,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.world.bad.add(rows[0].request_id)
         if fate == "poison":
             self.world.poison.add(rows[0].request_id)
+        if fate == "blown":
+            self.world.blown |= {row.request_id for row in rows if row.kind == "optim_step"}
         self.held_back += rows
 
     @precondition(lambda self: bool(self.held_back))
@@ -152,7 +154,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert not unfinished, f"never finished: {sorted(unfinished)}"
         self.world.check_results()
         innocent = {key for key, state in self.world.finished.items() if state == "failed"}
-        innocent -= self.world.bad | self.world.poison
+        innocent -= self.world.bad | self.world.poison | self.world.blown
         closed = {run.spec.run_id for run in self.world.runs.values() if run.is_closed}
         assert not {key for key in innocent if self.world.rows[key].run_id not in closed}
 

@@ -34,11 +34,14 @@ def test_dimuon_trains_and_says_what_it_is(alice: tinker.ServiceClient, server: 
     losses = train(run, 5)
     assert losses[-1] < losses[0]
     assert run.get_info().optimizer_config.model_dump() == {"type": "dimuon", "version": 1}
-    path = run.save_state("dimuon").result().path
+    adam = alice.create_lora_training_client(MODEL_NAME, rank=4).result()
     rest = tinker.RestClient(base_url=server.url, api_key=server.key)
-    info = rest.get_weights_info_by_tinker_path(path).result()
-    assert info.optimizer_config is not None
-    assert info.optimizer_config.type == "dimuon"
+    for each, family in ((run, "dimuon"), (adam, "adamw")):
+        paths = each.save_state("made").result().path, each.save_weights_for_sampler("made").result().path
+        for path in paths:
+            info = rest.get_weights_info_by_tinker_path(path).result()
+            assert info.optimizer_config is not None
+            assert info.optimizer_config.type == family
 
 
 @pytest.mark.sdk(

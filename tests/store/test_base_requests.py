@@ -235,10 +235,21 @@ async def test_a_replay_runs_what_changed_the_run_in_order(store: Store):
         await store.enqueue(request("r2", seq_id, BOB, kind=kind), b"p")
     for seq_id in (6, 3, 2, 1, 0, 4):
         await store.finish([done(f"alice-r1-{seq_id}")])
-    await store.finish([done("alice-r1-5", state="failed")])
+    await store.finish([done("alice-r1-5", state="failed", category="server")])
     assert [row.seq_id for row in await store.run_log("r1", -1)] == [0, 1, 3, 6]
     assert [row.seq_id for row in await store.run_log("r1", 1)] == [3, 6]
     assert await store.run_log("r9", -1) == ()
+
+
+async def test_a_replay_runs_the_steps_that_failed_on_our_side_as_they_used_up_their_gradient(store: Store):
+    await start_run(store)
+    await store.finish([done("alice-r1-0")])
+    for seq_id, category in enumerate(("server", "user", "unknown"), start=1):
+        await store.enqueue(request("r1", seq_id, kind="optim_step"), b"p")
+        await store.finish([done(f"alice-r1-{seq_id}", state="failed", error="bad", category=category)])
+    await store.enqueue(request("r1", 4, kind="optim_step"), b"p")
+    await store.finish([done("alice-r1-4", state="cancelled", error="cancelled", category="server")])
+    assert [(row.seq_id, row.state) for row in await store.run_log("r1", -1)] == [(0, "done"), (1, "failed")]
 
 
 async def test_progress_names_the_first_unfinished_number_and_those_finished_beyond_it(store: Store):

@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -171,6 +172,17 @@ def test_an_object_comes_back_whole(blobs: Blobs):
         "nested/config.json": 2,
         "empty": 0,
     }
+
+
+def test_objects_are_listed_by_the_beginning_of_their_keys(blobs: Blobs):
+    started = time.time() - 1.0  # file times are coarser than the clock
+    for key in ("snapshots/s:train:0/1", "snapshots/s:train:0/2", "snapshotsx", "checkpoints/a", "snapshots/gone"):
+        blobs.put_object(key, {"a": b"1"})
+    blobs.delete_object("snapshots/gone")
+    listed = blobs.list_objects("snapshots/")
+    assert set(listed) == {"snapshots/s:train:0/1", "snapshots/s:train:0/2"}
+    assert all(started <= written_at <= time.time() + 1.0 for written_at in listed.values())
+    assert blobs.list_objects("traces/") == {}
 
 
 def test_an_object_is_replaced_whole(blobs: Blobs):

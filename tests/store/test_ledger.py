@@ -168,6 +168,28 @@ async def test_the_audit_log_tells_of_checkpoints_and_keys(store: Store):
     assert saving.details["tinker_path"] == "tinker://r1/weights/a"
 
 
+async def test_a_loss_is_in_use_while_a_session_that_used_it_is_active_or_has_an_open_run(store: Store):
+    note = store.ledger.note_loss_use
+    await store.create_session(session("s1"))
+    await store.create_session(session("s2", BOB))
+    await new_run(store)
+    await note("losses/alice/x", ALICE, "s1", 5.0)
+    await note("losses/bob/x", BOB, "s2", 5.0)
+    await note("losses/bob/x", BOB, "s0", 9.0)
+    await note("losses/bob/y", BOB, "s1", 5.0)  # another tenant's session
+    assert await store.ledger.losses_in_use(6.0) == {"losses/alice/x", "losses/bob/x"}
+    await store.end_session(ALICE, "s1", "finished", "")
+    await store.end_session(BOB, "s2", "expired", "")
+    assert await store.ledger.losses_in_use(6.0) == {"losses/alice/x", "losses/bob/x"}
+    await store.close_run("r1")
+    assert await store.ledger.losses_in_use(6.0) == {"losses/bob/x"}
+    assert await store.ledger.losses_in_use(10.0) == frozenset()
+    await note("losses/alice/x", ALICE, "s1", 11.0)
+    assert await store.ledger.losses_in_use(10.0) == {"losses/alice/x"}
+    await store.ledger.forget_losses(["losses/alice/x", "losses/bob/y"])
+    assert await store.ledger.losses_in_use(0.0) == {"losses/bob/x"}
+
+
 async def test_a_trace_holds_the_newest_requests_of_one_session(store: Store):
     await store.create_session(session("s1"))
     await new_run(store)

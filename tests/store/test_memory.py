@@ -122,10 +122,12 @@ class TwinStores(RuleBasedStateMachine):
     @rule(
         ids=st.lists(st.tuples(small, st.integers(0, 5)), max_size=3),
         at=times,
-        state=st.sampled_from(("done", "failed")),
+        state=st.sampled_from(("done", "failed", "cancelled")),
+        category=st.sampled_from(("user", "server")),
     )
-    def finish(self, ids: list[tuple[int, int]], at: float, state: str) -> None:
-        self.both("finish", [done(f"r{n}-{seq_id}", finished_at=at, state=state) for n, seq_id in ids])
+    def finish(self, ids: list[tuple[int, int]], at: float, state: str, category: str) -> None:
+        ends = [done(f"r{n}-{seq_id}", finished_at=at, state=state, category=category) for n, seq_id in ids]
+        self.both("finish", ends)
 
     @rule(tenant=tenants, n=small, ids=st.lists(st.tuples(small, small), max_size=3), after=small)
     def finish_samples(self, tenant: str, n: int, ids: list[tuple[int, int]], after: int) -> None:

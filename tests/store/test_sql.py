@@ -30,7 +30,7 @@ def test_the_migrations_make_the_tables_that_the_queries_expect(tmp_path: Path):
         engines = open_engines(url_in(tmp_path))
         with engines.reader.begin() as connection:
             assert compare_metadata(MigrationContext.configure(connection), metadata) == []
-            assert connection.scalar(text("SELECT version_num FROM alembic_version")) == "0005"
+            assert connection.scalar(text("SELECT version_num FROM alembic_version")) == "0006"
         engines.dispose()
 
 

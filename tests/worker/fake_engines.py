@@ -25,7 +25,7 @@ B_NAME = "base_model.model.layers.0.q_proj.lora_B.weight"
 class FakeTrainingEngine:
     """A run is one number: gradients count datums, a step subtracts them times the learning rate.
 
-    A loss named "explode" raises, one named "refuse" fails its own job.
+    A loss named "explode" raises, one named "refuse" fails its own job; a step by a rate of 13 breaks.
     """
 
     def __init__(self, trace: list[str] | None = None) -> None:
@@ -70,6 +70,9 @@ class FakeTrainingEngine:
     def optim_step(self, steps: Sequence[OptimStep]) -> list[dict[str, float] | RequestFailed]:
         return [self._step(step) for step in steps]
 
+    def drop_gradients(self, run_id: str) -> None:
+        self.gradients[run_id] = 0.0
+
     def _finish(self, job: ForwardBackwardInput) -> ForwardBackwardResult | RequestFailed:
         if job.loss_fn == "refuse":
             return RequestFailed("datum 0: the loss is not finite", "user")
@@ -80,6 +83,8 @@ class FakeTrainingEngine:
 
     def _step(self, step: OptimStep) -> dict[str, float] | RequestFailed:
         norm = self.gradients[step.run_id]
+        if step.params.learning_rate == 13.0:
+            raise RuntimeError("the device is out of memory")
         if norm == 0.0:
             return RequestFailed("nothing to step", "user")
         self.weights[step.run_id] -= step.params.learning_rate * norm
@@ -118,6 +123,9 @@ class FakeSamplingEngine:
                 del self.jobs[request_id]
                 finished.append(FinishedSample(request_id, _result(job, num_tokens + 1), num_tokens + 1))
         return finished
+
+    def rest(self) -> None:
+        self.trace.append("rest")
 
     def stats(self) -> SamplingStats:
         return SamplingStats(len(self.jobs), 0, len(self.jobs), 100)

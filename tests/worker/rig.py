@@ -22,7 +22,7 @@ RUN_ID = "s1:train:0"
 class Rig:
     """Work is done in `run`, in this thread, once; `restarted` gives the next worker over the same files."""
 
-    def __init__(self, root: Path | DirectoryBlobs) -> None:
+    def __init__(self, root: Path | DirectoryBlobs, idle_s: float = 20.0) -> None:
         self.trace: list[str] = []
         self.blobs = root if isinstance(root, DirectoryBlobs) else DirectoryBlobs(root)
         self.training = FakeTrainingEngine(self.trace)
@@ -33,7 +33,13 @@ class Rig:
         info = BaseModelInfo(BASE_MODEL, Path("/models/tiny"), "TinyForCausalLM", 512, 256)
         engines = {BASE_MODEL: Engines(info, self.training, self.sampling, 512, 32)}
         self.executor = create_executor(
-            engines, self.blobs, self.inbox, self.deliverers, self.reports.append, wall_clock=lambda: 1000.0
+            engines,
+            self.blobs,
+            self.inbox,
+            self.deliverers,
+            self.reports.append,
+            wall_clock=lambda: 1000.0,
+            idle_s=idle_s,
         )
 
     def restarted(self) -> "Rig":
@@ -63,8 +69,8 @@ class Rig:
         body = encode_forward_backward(ForwardBackwardInput(run_id, seq_id, (datum,) * num_datums, loss_fn))
         return self.item("forward_backward", body, seq_id, run_id=run_id, **options)
 
-    def optim_step(self, seq_id: int, run_id: str = RUN_ID, **fields: object) -> WorkItem:
-        payload: dict[str, object] = {"model_id": run_id, "seq_id": seq_id, "adam_params": {"learning_rate": 0.5}}
+    def optim_step(self, seq_id: int, run_id: str = RUN_ID, rate: float = 0.5, **fields: object) -> WorkItem:
+        payload: dict[str, object] = {"model_id": run_id, "seq_id": seq_id, "adam_params": {"learning_rate": rate}}
         return self.item("optim_step", payload, seq_id, run_id=run_id, **fields)
 
     def sample(self, name: str, prompt: list[int], max_tokens: int = 4, adapter_key: str | None = None) -> Sample:

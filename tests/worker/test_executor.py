@@ -1,3 +1,5 @@
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from openrl.rpc.messages import (
     RunLost,
     RunSnapshotted,
     SampleDone,
+    Shutdown,
     SnapshotRun,
 )
 from tests.worker.rig import RUN_ID, Rig, execute, open_run, run_spec
@@ -85,6 +88,28 @@ def test_a_replay_changes_the_run_and_stores_nothing(rig: Rig):
     reports = rig.run(open_run(), execute(items[0], work_id=1), execute(items[1], work_id=2))
     assert all(not each.result_ref and not each.error for report in done(reports) for each in report.outcomes)
     assert rig.training.weights[RUN_ID] == -1.0
+
+
+def test_a_step_that_fails_on_our_side_uses_up_its_gradient_and_its_replay_does_too(rig: Rig):
+    reports = rig.run(
+        open_run(), execute(rig.forward_backward(1), work_id=1), execute(rig.optim_step(2, rate=13.0), work_id=2)
+    )
+    [failed] = done(reports)[1].outcomes
+    assert (failed.category, rig.training.gradients[RUN_ID]) == ("server", 0.0)
+    other = rig.restarted()
+    reports = other.run(
+        open_run(), execute(other.forward_backward(1, is_replay=True), work_id=1),
+        execute(other.optim_step(2, is_replay=True, has_failed=True), work_id=2),
+    )  # fmt: skip
+    assert all(not each.result_ref and not each.error for report in done(reports) for each in report.outcomes)
+    assert (other.training.weights[RUN_ID], other.training.gradients[RUN_ID]) == (0.0, 0.0)
+
+
+def test_a_step_that_is_refused_keeps_its_gradient(rig: Rig):
+    bad_body = rig.item("optim_step", {"model_id": RUN_ID}, 2)
+    reports = rig.run(open_run(), execute(rig.forward_backward(1), work_id=1), execute(bad_body, work_id=2))
+    [failed] = done(reports)[1].outcomes
+    assert (failed.category, rig.training.gradients[RUN_ID]) == ("user", 2.0)
 
 
 def test_a_replay_that_fails_loses_the_run(rig: Rig):
@@ -160,3 +185,16 @@ def test_stats_tell_what_is_resident(rig: Rig):
     rig.run(open_run(), open_run("s2:train:0"))
     assert rig.executor.stats.resident_runs == 2
     assert rig.executor.stats.kv_blocks_total == 100
+
+
+def test_a_worker_without_work_rests_once_and_works_on(tmp_path: Path):
+    rig = Rig(tmp_path, idle_s=0.01)
+    thread = threading.Thread(target=rig.executor.run)
+    thread.start()
+    while "rest" not in rig.trace:
+        time.sleep(0.001)
+    rig.inbox.put(open_run())
+    rig.inbox.put(execute(rig.forward_backward(1)))
+    rig.inbox.put(Shutdown())
+    thread.join(10.0)
+    assert rig.training.gradients[RUN_ID] == 2.0

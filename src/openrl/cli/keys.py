@@ -6,12 +6,11 @@ from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from openrl.cli.credentials import DEFAULT_TENANT, create_key, find_tenant, have_tenant
 from openrl.cli.data_dir import open_store
 from openrl.cli.options import ConfigFile, DataDirOption, JsonOption, print_json
+from openrl.cli.tables import print_table
 from openrl.config import Config, load_config
 from openrl.errors import InvalidRequest
 from openrl.gateway.auth import hash_key
@@ -44,10 +43,8 @@ def list_keys(
     if as_json:
         print_json(rows)
         return
-    table = Table("hash", "tenant", "label", "created", "revoked")
-    for row in rows:
-        table.add_row(*(str(row[name] or "") for name in ("hash", "tenant", "label", "created_at", "revoked_at")))
-    Console().print(table)
+    names = ("hash", "tenant", "label", "created_at", "revoked_at")
+    print_table(names, ([row[name] or "" for name in names] for row in rows))
 
 
 @keys_app.command("revoke")

@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
+from openrl.cli.tables import print_table
 from openrl.errors import OpenRLError
 from openrl.model.downloads import DEFAULT_MODELS_DIR, SOURCES, fetch_model, find_source, is_fetched
 
@@ -37,13 +37,18 @@ def fetch(
 def list_models(models_dir: ModelsDir = DEFAULT_MODELS_DIR) -> None:
     """Show the models that can be fetched, and which ones are there."""
     directory = models_dir.expanduser()
-    table = Table("name", "parameters", "download", "licence", "fetched", title=f"models in {directory}")
-    for source in SOURCES:
-        size = f"{source.wheel_bytes / 1e6:.0f} MB"
-        table.add_row(
-            source.name, source.parameters, size, source.licence, "yes" if is_fetched(source, directory) else "no"
+    rows = (
+        (
+            source.name,
+            source.parameters,
+            f"{source.wheel_bytes / 1e6:.0f} MB",
+            source.licence,
+            "yes" if is_fetched(source, directory) else "no",
         )
-    Console().print(table)
+        for source in SOURCES
+    )
+    columns = ("name", "parameters", "download", "licence", "fetched")
+    print_table(columns, rows, title=f"models in {directory}")
 
 
 class _StageBars:

@@ -5,12 +5,11 @@ from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from openrl.cli.credentials import find_tenant
 from openrl.cli.data_dir import open_store
 from openrl.cli.options import ConfigFile, DataDirOption, JsonOption, print_json
+from openrl.cli.tables import print_table
 from openrl.config import Config, load_config
 from openrl.store.ledger import ProjectSummary
 
@@ -28,10 +27,7 @@ def projects(
     if as_json:
         print_json(rows)
         return
-    table = Table(*_COLUMNS)
-    for row in rows:
-        table.add_row(*(str(row[column]) for column in _COLUMNS))
-    Console().print(table)
+    print_table(_COLUMNS, ([row[column] for column in _COLUMNS] for row in rows))
 
 
 async def _list(config: Config, tenant_name: str | None) -> list[dict[str, str | int]]:

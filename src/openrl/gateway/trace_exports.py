@@ -8,16 +8,12 @@ from openrl.errors import NotFound
 from openrl.gateway.session_trace import build_trace
 from openrl.store.base import Blobs, Store
 from openrl.store.ledger import TracedRequest
+from openrl.store.object_keys import trace_key
 
 TRACE_FILE = "trace.pftrace"
 MAX_REQUESTS = 100_000
 """A longer session's trace holds its newest requests: the file stays one that viewers open."""
 _VERSION_FILE = "version"
-
-
-def trace_key(session_id: str) -> str:
-    """The object that holds a session's trace."""
-    return f"traces/{session_id}"
 
 
 @dataclass(slots=True)

@@ -18,7 +18,7 @@ from torch.autograd.function import Function, FunctionCtx
 
 from openrl.model.adapter import AdapterWeights, LoraPair
 from openrl.model.batch import BASE_SLOT, ROW_MULTIPLE, Adapters, Segment
-from openrl.model.memory import lazy_zeros
+from openrl.model.memory import clear_lazily, lazy_zeros
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +70,11 @@ class AdapterBank:
         factors.b_OR.copy_(pair.b_OR)
 
     def clear(self, slot: int) -> None:
-        """Zero a slot, so that nothing of its former owner is left."""
+        """Zero a slot, so that nothing of its former owner is left, and give back its memory where that can be."""
         for name in self._slots[slot]:
             a_SRD, b_SOR = self._stacks[name]
-            a_SRD[slot].zero_()
-            b_SOR[slot].zero_()
+            clear_lazily(a_SRD[slot])
+            clear_lazily(b_SOR[slot])
         self._slots[slot] = {}
 
     def factors(self, slot: int, name: str) -> SlotFactors | None:

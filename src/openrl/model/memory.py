@@ -23,6 +23,27 @@ def lazy_zeros(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) 
     return torch.frombuffer(pages, dtype=dtype).view(size)
 
 
+def clear_lazily(part: Tensor) -> None:
+    """Zero a contiguous part of a table of `lazy_zeros`; on the host its whole pages go back to the system."""
+    if part.device.type != "cpu" or not hasattr(mmap, "MADV_DONTNEED"):
+        part.zero_()
+        return
+    flat = part.view(-1).view(torch.uint8)
+    start = flat.data_ptr()
+    first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+    num_bytes = (start + flat.numel()) // mmap.PAGESIZE * mmap.PAGESIZE - first
+    # A private page that is given back reads as zeros when it is touched again.
+    if num_bytes <= 0 or _madvise(first, num_bytes, mmap.MADV_DONTNEED):
+        flat.zero_()
+        return
+    flat[: first - start].zero_()
+    flat[first + num_bytes - start :].zero_()
+
+
+def _madvise(start: int, num_bytes: int, advice: int) -> int:
+    return ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(num_bytes), advice)
+
+
 def release_freed_memory() -> None:
     """Give what has been freed back to the system, where the C library can (glibc).
 

@@ -28,6 +28,8 @@ MAX_DEPTH = 4
 """Lists within lists."""
 MAX_NAME_CHARACTERS = 128
 MAX_INTEGER = 2**63 - 1
+CUSTOM_LOSSES = "custom_losses/"
+"""What the keys of all definitions start with."""
 LOSS_FILE = "loss.json"
 """The file of a stored loss."""
 _LOSS_ID = re.compile(r"loss-[0-9a-f]{40}")
@@ -166,7 +168,7 @@ def custom_loss_key(tenant_id: str, loss_id: str) -> str:
     """The object key of a tenant's loss; raises NotFound for what cannot be an id."""
     if not _LOSS_ID.fullmatch(loss_id):
         raise NotFound(f"custom loss {loss_id[:80]!r} does not exist")
-    return f"custom_losses/{tenant_id}/{loss_id}"
+    return f"{CUSTOM_LOSSES}{tenant_id}/{loss_id}"
 
 
 def parse_custom_loss(stored: bytes) -> CustomLoss:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from openrl.errors import ErrorCategory
+
 TrainingKind = Literal[
     "create_model",
     "load_weights",
@@ -19,8 +21,15 @@ STATE_CHANGING_KINDS: frozenset[TrainingKind] = frozenset(
     ("create_model", "load_weights", "forward_backward", "optim_step")
 )
 """What a replay after a restart must run again; the other kinds leave no trace in the run."""
+DROPPING_KIND: TrainingKind = "optim_step"
+"""A request of this kind that fails on our side (category "server") has used up its run's gradient: also a trace."""
 OptimizerFamily = Literal["adamw", "dimuon"]
 CheckpointKind = Literal["weights", "sampler_weights", "external_weights"]
+
+
+def changes_run(kind: RequestKind, has_failed: bool, category: ErrorCategory) -> bool:
+    """Whether a request that has run left its run changed, so that a replay must do the same."""
+    return kind == DROPPING_KIND and category == "server" if has_failed else kind in STATE_CHANGING_KINDS
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,10 @@ from openrl.protocol.runs import CheckpointKind, RequestKind, RunSpec, SamplerSp
 
 @dataclass(frozen=True, slots=True)
 class WorkItem:
-    """One request to run. `is_replay` rebuilds state: no result is stored, none reported."""
+    """One request to run. `is_replay` rebuilds state: no result is stored, none reported.
+
+    `has_failed`: a replayed optim_step that failed; only the gradient that it used up is dropped again.
+    """
 
     request_id: str
     tenant_id: str
@@ -22,6 +25,7 @@ class WorkItem:
     seq_id: int = 0
     sampler: SamplerSpec | None = None  # sample requests
     is_replay: bool = False
+    has_failed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,4 +169,9 @@ class WorkerStats:
     resident_runs: int
 
 
-Report = WorkerReady | ExecuteDone | SampleDone | RunSnapshotted | RunLost | WorkerStats
+@dataclass(frozen=True, slots=True)
+class WorkerLeaving:
+    """Last report of a worker that was told to shut down: all it had is reported."""
+
+
+Report = WorkerReady | ExecuteDone | SampleDone | RunSnapshotted | RunLost | WorkerStats | WorkerLeaving

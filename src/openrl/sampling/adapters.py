@@ -49,6 +49,15 @@ class AdapterSlots:
         self._blank.append(self._slot_of.pop(key))
         self._pending.pop(key, None)
 
+    def drop_unpinned(self) -> list[int]:
+        """Forget the adapters that no sequence uses; returns their slots."""
+        unused = [key for key in self._slot_of if key not in self._pins]
+        slots = [self._slot_of.pop(key) for key in unused]
+        for key in unused:
+            self._pending.pop(key, None)
+        self._blank += slots
+        return slots
+
     @property
     def num_pinned(self) -> int:
         """Adapters that sequences use at the moment."""

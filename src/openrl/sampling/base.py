@@ -83,6 +83,10 @@ class SamplingEngine(Protocol):
         """One batch of prefill and decode; returns the jobs that it ended."""
         ...
 
+    def rest(self) -> None:
+        """There has been nothing to do for a while: give back memory for what can be loaded again."""
+        ...
+
     def stats(self) -> SamplingStats:
         """Occupancy, for the heartbeat."""
         ...

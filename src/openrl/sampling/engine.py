@@ -93,6 +93,11 @@ class PagedSamplingEngine:
     def has_work(self) -> bool:
         return bool(self._requests or self._ended)
 
+    def rest(self) -> None:
+        if self._model.device.type == "cpu":  # elsewhere the slots' memory is nobody else's to use
+            for slot in self._slots.drop_unpinned():
+                self._bank.clear(slot)
+
     def stats(self) -> SamplingStats:
         return SamplingStats(
             num_running=len(self._batcher.running),

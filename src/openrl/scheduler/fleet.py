@@ -170,6 +170,7 @@ def work_item(request: RequestRow, sampler: SamplerSpec | None = None, *, is_rep
         seq_id=request.seq_id,
         sampler=sampler,
         is_replay=is_replay,
+        has_failed=is_replay and request.state == "failed",
     )
 
 

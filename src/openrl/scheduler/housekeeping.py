@@ -5,11 +5,13 @@ from collections.abc import Callable
 
 import structlog
 
+from openrl.config import StoreConfig
 from openrl.errors import NotFound
 from openrl.scheduler.events import SessionClosed
 from openrl.scheduler.store_writer import drop_ephemeral_samplers, retried
 from openrl.store.base import Blobs, Store
 from openrl.store.doomed import free_doomed_objects
+from openrl.store.unused_objects import free_custom_losses, free_snapshots, free_traces
 
 _log = structlog.get_logger(__name__)
 
@@ -60,6 +62,15 @@ class Housekeeping:
         freed_bytes = await retried(lambda: free_doomed_objects(self._store, self._blobs))
         if freed_bytes:
             _log.info("checkpoint files deleted", freed_bytes=freed_bytes)
+
+    async def free_unused_objects(self, now: float, retention: StoreConfig) -> None:
+        """Delete snapshots of closed runs, and custom losses and traces that nobody has used for long."""
+        freed_bytes = await retried(lambda: free_snapshots(self._store, self._blobs))
+        losses_before, traces_before = now - retention.custom_loss_retention_s, now - retention.trace_retention_s
+        freed_bytes += await retried(lambda: free_custom_losses(self._store, self._blobs, losses_before))
+        freed_bytes += await retried(lambda: free_traces(self._blobs, traces_before))
+        if freed_bytes:
+            _log.info("unused files deleted", freed_bytes=freed_bytes)
 
     async def prune(self, finished_before: float) -> None:
         """Free payloads and results nobody can ask for any more."""

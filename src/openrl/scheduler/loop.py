@@ -16,6 +16,7 @@ from openrl.rpc.messages import (
     RunSnapshotted,
     SampleDone,
     Shutdown,
+    WorkerLeaving,
     WorkerReady,
     WorkerStats,
 )
@@ -178,6 +179,9 @@ class Scheduler:
             match message:
                 case WorkerStats():
                     self._stats[worker_id] = message
+                case WorkerLeaving():
+                    _log.info("worker left", worker_id=worker_id)
+                    return
                 case ExecuteDone() | SampleDone() | RunSnapshotted() | RunLost():
                     self._put(WorkerReported(worker_id, message))
                 case _:
@@ -210,6 +214,7 @@ class Scheduler:
             if self._clock() - started_at >= gateway.session_timeout_s:
                 await self._housekeeping.expire_sessions(self._clock())
             await self._housekeeping.delete_expired_checkpoints(self._clock())
+            await self._housekeeping.free_unused_objects(self._clock(), store)
             await self._housekeeping.prune(self._clock() - store.result_retention_s)
             await asyncio.sleep(SWEEP_S)
 

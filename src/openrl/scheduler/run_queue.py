@@ -9,8 +9,8 @@ loss such finished requests are replayed around the unfinished one, each in its 
 from collections import deque
 from dataclasses import dataclass, field
 
-from openrl.protocol.runs import STATE_CHANGING_KINDS, TrainingKind
-from openrl.rpc.messages import RunSnapshotted
+from openrl.protocol.runs import TrainingKind, changes_run
+from openrl.rpc.messages import Outcome, RunSnapshotted
 from openrl.scheduler.events import RunLoaded
 from openrl.store.base import RequestRow, RunRow
 
@@ -111,12 +111,12 @@ class RunQueue:
         if not self.replay and not self.replaying:
             self.num_replay_losses = 0
 
-    def mark_done(self, request: RequestRow, busy_s: float, is_ok: bool) -> None:
+    def mark_done(self, request: RequestRow, outcome: Outcome) -> None:
         """A sent request ended; if it changed the run, a replay must run it from here on."""
         self.sent.pop(request.seq_id, None)
         self.mark_finished(request.seq_id)
-        if is_ok and request.kind in STATE_CHANGING_KINDS:
-            self._add_busy(request.seq_id, busy_s)
+        if changes_run(request.kind, bool(outcome.error), outcome.category):
+            self._add_busy(request.seq_id, outcome.busy_s)
             self.snapshot_due |= request.kind == "load_weights"
 
     def mark_finished(self, seq_id: int) -> None:

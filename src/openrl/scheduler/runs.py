@@ -222,9 +222,7 @@ class Runs:
                 self._give_up(run, f"replay of request {request.seq_id} failed: {outcome.error}")
             return
         slot.release(request.request_id)
-        run.mark_done(request, outcome.busy_s, is_ok=not outcome.error)
-        # A step that fails over its gradient has dropped it. A replay runs only what succeeded, so it would not.
-        run.snapshot_due |= request.kind == "optim_step" and bool(outcome.error) and outcome.category == "server"
+        run.mark_done(request, outcome)
         if request is run.unload:
             run.unload = None
         self._places.pop(request.request_id, None)

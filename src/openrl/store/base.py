@@ -284,9 +284,10 @@ class Store(Protocol):
         ...
 
     async def run_log(self, run_id: str, after_seq_id: int) -> tuple[RequestRow, ...]:
-        """Requests of a run that finished `done` with a larger seq_id, in order: what a replay runs.
+        """Requests of a run with a larger seq_id that changed it, in order: what a replay runs (see `changes_run`).
 
-        Kinds that change no state (forward, saves) are left out.
+        Kinds that change no state (forward, saves) are left out, and what failed, but for the optim_steps that
+        failed on our side.
         """
         ...
 

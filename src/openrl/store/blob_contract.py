@@ -50,6 +50,13 @@ class Blobs(Protocol):
         """Relative names and sizes; raises NotFound."""
         ...
 
+    def list_objects(self, prefix: str) -> dict[str, float]:
+        """Keys that start with a prefix, and when each was last written, in seconds since the epoch.
+
+        A key too long to be a file name as it is (see names.py) is left out.
+        """
+        ...
+
     def open_path(self, key: str, name: str) -> str:
         """A local path of one file, for libraries that map files into memory; raises NotFound."""
         ...

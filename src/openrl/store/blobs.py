@@ -55,6 +55,9 @@ class DirectoryBlobs:
     def list_object(self, key: str) -> dict[str, int]:
         return self._objects.sizes(key)
 
+    def list_objects(self, prefix: str) -> dict[str, float]:
+        return self._objects.keys(prefix)
+
     def open_path(self, key: str, name: str) -> str:
         return self._objects.path_of(key, name)
 

@@ -5,6 +5,7 @@ are seconds since the epoch. Rows of usage and of the audit log are written by `
 they report.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -154,6 +155,18 @@ class Ledger(Protocol):
         self, tenant_id: str, category: AuditCategory | None, since: float, until: float
     ) -> tuple[AuditEntry, ...]:
         """Entries from `since` to before `until`, oldest first."""
+        ...
+
+    async def note_loss_use(self, key: str, tenant_id: str, session_id: str, now: float) -> None:
+        """A session has created or called the custom loss under an object key."""
+        ...
+
+    async def losses_in_use(self, since: float) -> frozenset[str]:
+        """Keys of losses of all tenants noted since then, or by a session that is active or has an open run."""
+        ...
+
+    async def forget_losses(self, keys: Sequence[str]) -> None:
+        """The losses under these keys are deleted."""
         ...
 
     async def trace_version(self, tenant_id: str, session_id: str) -> tuple[int, int]:

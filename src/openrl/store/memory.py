@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Literal, TypeVar
 
 from openrl.errors import InvalidRequest, NotFound, SessionEnded, Unavailable
-from openrl.protocol.runs import STATE_CHANGING_KINDS, CheckpointKind
+from openrl.protocol.runs import CheckpointKind, changes_run
 from openrl.store.base import (
     MAX_ENDED,
     Blobs,
@@ -226,7 +226,9 @@ class MemoryStore(MemoryTenants):
         wanted = [
             row
             for row in self._of_run(run_id)
-            if row.state == "done" and row.seq_id > after_seq_id and row.kind in STATE_CHANGING_KINDS
+            if row.seq_id > after_seq_id
+            and row.state in ("done", "failed")
+            and changes_run(row.kind, row.state == "failed", row.category)
         ]
         return tuple(sorted(wanted, key=lambda row: row.seq_id))
 

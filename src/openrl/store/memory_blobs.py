@@ -1,6 +1,7 @@
 """Blobs in plain dicts: the slow, obvious twin of `DirectoryBlobs`, for tests."""
 
 import threading
+import time
 from collections.abc import Sequence
 
 from openrl.errors import InvalidRequest, NotFound
@@ -15,6 +16,7 @@ class MemoryBlobs:
         self._packs: dict[str, list[bytes]] = {}
         self._num_packs = 0
         self._objects: dict[str, dict[str, bytes]] = {}
+        self._written_at: dict[str, float] = {}
         self._lock = threading.Lock()
 
     def put_payloads(self, payloads: Sequence[bytes]) -> list[str]:
@@ -47,6 +49,7 @@ class MemoryBlobs:
         for name in (key, *files):
             check_path(name)
         self._objects[key] = dict(files)
+        self._written_at[key] = time.time()
         return sum(len(data) for data in files.values())
 
     def get_object(self, key: str) -> dict[str, bytes]:
@@ -56,6 +59,9 @@ class MemoryBlobs:
 
     def list_object(self, key: str) -> dict[str, int]:
         return {name: len(data) for name, data in self.get_object(key).items()}
+
+    def list_objects(self, prefix: str) -> dict[str, float]:
+        return {key: self._written_at[key] for key in self._objects if key.startswith(prefix)}
 
     def open_path(self, key: str, name: str) -> str:
         raise InvalidRequest(f"file {name!r} of {key!r} is in memory and has no path")

@@ -49,6 +49,7 @@ class MemoryLedger:
         self._ends: dict[str, FinishedRequest] = {}
         self._usage: Counter[UsageKey] = Counter()
         self._past: list[tuple[CheckpointRow, float]] = []
+        self._loss_uses: dict[tuple[str, str], tuple[str, float]] = {}  # key, session -> tenant, time
         self._audit: list[tuple[str, AuditEntry]] = []
 
     async def search_sessions(self, query: SessionQuery) -> tuple[SessionSummary, ...]:
@@ -104,6 +105,21 @@ class MemoryLedger:
         owned = [entry for owner, entry in self._audit if owner == tenant_id and since <= entry.created_at < until]
         wanted = [entry for entry in owned if category in (None, entry.category)]
         return tuple(sorted(wanted, key=lambda entry: entry.created_at))
+
+    async def note_loss_use(self, key: str, tenant_id: str, session_id: str, now: float) -> None:
+        self._loss_uses[key, session_id] = (tenant_id, now)
+
+    async def losses_in_use(self, since: float) -> frozenset[str]:
+        active = {(row.tenant_id, row.session_id) for row in self._sessions.values() if row.state == "active"}
+        live = {(row.spec.tenant_id, row.session_id) for row in self._runs.values() if not row.is_closed}
+        return frozenset(
+            key
+            for (key, session_id), (tenant_id, used_at) in self._loss_uses.items()
+            if used_at >= since or (tenant_id, session_id) in active | live
+        )
+
+    async def forget_losses(self, keys: Sequence[str]) -> None:
+        self._loss_uses = {use: held for use, held in self._loss_uses.items() if use[0] not in keys}
 
     async def trace_version(self, tenant_id: str, session_id: str) -> tuple[int, int]:
         rows = list(self._of_session(tenant_id, session_id))

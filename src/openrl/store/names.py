@@ -24,3 +24,8 @@ def file_name(key: str) -> str:
         return escaped
     # '+' never appears in an escaped name, so a shortened one cannot be somebody's whole key.
     return f"{escaped[:NUM_KEPT]}+{hashlib.sha256(key.encode()).hexdigest()}"
+
+
+def is_shortened(name: str) -> bool:
+    """Whether a file name does not tell its whole key."""
+    return "+" in name

@@ -13,10 +13,11 @@ from contextlib import suppress
 from fcntl import LOCK_EX, flock
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import quote, unquote
 
 from openrl.errors import NotFound
 from openrl.store.disk import flush_directories, try_lock, unavailable_if_it_fails, write_file
-from openrl.store.names import check_path, file_name
+from openrl.store.names import check_path, file_name, is_shortened
 
 T = TypeVar("T")
 NUM_TRIES = 8  # each try loses only to another write or deletion of the same key in that very moment
@@ -52,6 +53,17 @@ class ObjectDirectory:
     def sizes(self, key: str) -> dict[str, int]:
         """Relative names and sizes."""
         return self._with_newest(key, lambda version: {n: (version / n).stat().st_size for n in _names(version)})
+
+    def keys(self, prefix: str) -> dict[str, float]:
+        """Keys that start with `prefix`, and when each was last written."""
+        start = quote(prefix, safe="")
+        found: dict[str, float] = {}
+        with unavailable_if_it_fails(f"list {prefix!r}"), os.scandir(self._objects) as homes:
+            for home in homes:
+                if home.name.startswith(start) and not is_shortened(home.name):
+                    with suppress(FileNotFoundError):  # deleted at this moment
+                        found[unquote(home.name)] = home.stat().st_mtime
+        return found
 
     def path_of(self, key: str, name: str) -> str:
         """The local path of one file."""

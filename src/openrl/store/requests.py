@@ -4,11 +4,11 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, func, select, update
+from sqlalchemy import Connection, and_, bindparam, func, or_, select, update
 
 from openrl.errors import NotFound, SessionEnded
 from openrl.protocol.paths import CheckpointPath
-from openrl.protocol.runs import STATE_CHANGING_KINDS
+from openrl.protocol.runs import DROPPING_KIND, STATE_CHANGING_KINDS
 from openrl.store import checkpoints, samplers, usage
 from openrl.store.base import MAX_ENDED, FinishedRequest, RequestRow, RunRow
 from openrl.store.rows import one_row, request_values, rows_of, select_rows
@@ -152,12 +152,10 @@ def backlog(connection: Connection) -> tuple[int, tuple[RequestRow, ...]]:
 
 def run_log(connection: Connection, run_id: str, after_seq_id: int) -> tuple[RequestRow, ...]:
     """What a replay of the run executes after `after_seq_id`."""
+    has_changed = and_(requests.c.state == "done", requests.c.kind.in_(sorted(STATE_CHANGING_KINDS)))
+    has_dropped = and_(requests.c.state == "failed", requests.c.kind == DROPPING_KIND, requests.c.category == "server")
     query = select_rows(RequestRow).where(
-        requests.c.run_id == run_id,
-        HAS_RUN,
-        requests.c.seq_id > after_seq_id,
-        requests.c.state == "done",
-        requests.c.kind.in_(sorted(STATE_CHANGING_KINDS)),
+        requests.c.run_id == run_id, HAS_RUN, requests.c.seq_id > after_seq_id, or_(has_changed, has_dropped)
     )
     return rows_of(connection, RequestRow, query.order_by(requests.c.seq_id))
 

@@ -223,5 +223,14 @@ audit_log = Table(
     Index("ix_audit_log_listing", "tenant_id", "created_at"),
 )
 
+loss_uses = Table(  # who has created or called a custom loss, and when last
+    "loss_uses",
+    metadata,
+    Column("key", String, primary_key=True),
+    Column("session_id", String, primary_key=True),
+    Column("tenant_id", String, nullable=False),
+    Column("used_at", Double, nullable=False),
+)
+
 # Files to delete: the row comes with the end of the last reference, and goes when the files are gone.
 doomed_objects = Table("doomed_objects", metadata, Column("key", String, primary_key=True))

@@ -1,9 +1,9 @@
 """The ledger over SQL."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
-from openrl.store import audit, projects, session_search, traces, usage
+from openrl.store import audit, loss_uses, projects, session_search, traces, usage
 from openrl.store.ledger import (
     AuditCategory,
     AuditEntry,
@@ -51,6 +51,15 @@ class SqlLedger:
         self, tenant_id: str, category: AuditCategory | None, since: float, until: float
     ) -> tuple[AuditEntry, ...]:
         return await self._read(audit.list_entries, tenant_id, category, since, until)
+
+    async def note_loss_use(self, key: str, tenant_id: str, session_id: str, now: float) -> None:
+        await self._change(loss_uses.note, key, tenant_id, session_id, now)
+
+    async def losses_in_use(self, since: float) -> frozenset[str]:
+        return await self._read(loss_uses.in_use, since)
+
+    async def forget_losses(self, keys: Sequence[str]) -> None:
+        await self._change(loss_uses.forget, keys)
 
     async def trace_version(self, tenant_id: str, session_id: str) -> tuple[int, int]:
         return await self._read(traces.trace_version, tenant_id, session_id)

@@ -97,3 +97,7 @@ class TrainingEngine(Protocol):
         A step whose gradient is not finite fails, leaves weights and optimizer as they were, and drops the gradient.
         """
         ...
+
+    def drop_gradients(self, run_id: str) -> None:
+        """Forget what forward_backward added since the last step."""
+        ...

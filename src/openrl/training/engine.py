@@ -59,6 +59,9 @@ class PackedTrainingEngine(TrainingEngine):
     def optim_step(self, steps: Sequence[OptimStep]) -> list[dict[str, float] | RequestFailed]:
         return [self._step(step) for step in steps]
 
+    def drop_gradients(self, run_id: str) -> None:
+        self._residency.read(run_id).gradients_P = None
+
     def forward_backward(self, jobs: Sequence[ForwardBackwardInput]) -> Generator[None, None, list[JobResult]]:
         results: dict[int, JobResult] = {}
         for wave in self._waves(jobs):

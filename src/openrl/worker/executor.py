@@ -4,6 +4,7 @@ import queue
 from collections.abc import Callable
 from typing import assert_never
 
+from openrl.model.memory import release_freed_memory
 from openrl.rpc.messages import (
     Cancel,
     CloseRun,
@@ -15,12 +16,15 @@ from openrl.rpc.messages import (
     SnapshotRun,
     WorkerStats,
 )
+from openrl.worker.attempts import attempt
 from openrl.worker.open_runs import OpenRuns
 from openrl.worker.sampling_lane import SamplingLane
 from openrl.worker.timeshare import TimeShare
 from openrl.worker.training_lane import TrainingLane
 
 Inbox = queue.SimpleQueue[Command]
+IDLE_S = 20.0
+"""After this long without work, memory that can be filled again is given back."""
 
 
 class Executor:
@@ -33,12 +37,14 @@ class Executor:
         sampling: SamplingLane,
         runs: OpenRuns,
         clock: Callable[[], float],
+        idle_s: float = IDLE_S,
     ) -> None:
         self._inbox = inbox
         self._training = training
         self._sampling = sampling
         self._runs = runs
         self._clock = clock
+        self._idle_s = idle_s
         self._share = TimeShare()
         self._is_stopping = False
         self.stats = self._measure()
@@ -59,11 +65,19 @@ class Executor:
         """Sort what has arrived into the lanes; whether anything had."""
         if not waits and self._inbox.empty():
             return False
-        self._accept(self._inbox.get())
+        self._accept(self._first_command())
         while not self._inbox.empty():
             self._accept(self._inbox.get())
         self.stats = self._measure()  # a cancel or a close may leave nothing to compute, after which none is taken
         return True
+
+    def _first_command(self) -> Command:
+        try:
+            return self._inbox.get(timeout=self._idle_s)
+        except queue.Empty:
+            attempt(self._sampling.rest, what="resting")
+            release_freed_memory()
+            return self._inbox.get()
 
     def _accept(self, command: Command) -> None:
         match command:

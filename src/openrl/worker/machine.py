@@ -8,7 +8,7 @@ from openrl.rpc.messages import Report
 from openrl.store.base import Blobs
 from openrl.worker.deliverer import Deliverer
 from openrl.worker.engines import EngineTable
-from openrl.worker.executor import Executor, Inbox
+from openrl.worker.executor import IDLE_S, Executor, Inbox
 from openrl.worker.open_runs import OpenRuns
 from openrl.worker.payloads import PayloadReader
 from openrl.worker.run_files import RunFiles
@@ -49,6 +49,7 @@ def create_executor(
     report: Callable[[Report], None],
     clock: Callable[[], float] = time.perf_counter,
     wall_clock: Callable[[], float] = time.time,
+    idle_s: float = IDLE_S,
 ) -> Executor:
     """The executor over these engines; `report` is called from the thread that runs it."""
     payloads = PayloadReader(blobs)
@@ -63,4 +64,4 @@ def create_executor(
         clock,
     )
     sampling = SamplingLane(engines, payloads, deliverers.results, clock)
-    return Executor(inbox, training, sampling, runs, clock)
+    return Executor(inbox, training, sampling, runs, clock, idle_s)

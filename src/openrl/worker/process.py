@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import NoReturn, TextIO
 
 from openrl.errors import OpenRLError, WorkerLost
-from openrl.rpc.messages import Command, Report, Shutdown, WorkerReady
+from openrl.rpc.messages import Command, Report, Shutdown, WorkerLeaving, WorkerReady
 from openrl.rpc.transport import Connection, connect
 from openrl.store.base import Blobs
 from openrl.store.blobs import DirectoryBlobs
@@ -84,6 +84,7 @@ class WorkerProcess:
             await asyncio.wait(delivering)
             for task in endless:
                 task.cancel()
+            self._outbox.put_nowait(WorkerLeaving())
             self._outbox.put_nowait(None)
             await sending
             await connection.close()

@@ -7,6 +7,7 @@ from openrl.protocol.paths import CheckpointPath, sampling_session_id
 from openrl.protocol.runs import CheckpointKind
 from openrl.rpc.messages import OpenRun, Report, RunSnapshotted, SavedCheckpoint, WorkItem
 from openrl.store.base import Blobs
+from openrl.store.object_keys import snapshot_key
 from openrl.worker.checkpoints import (
     external_files,
     read_checkpoint,
@@ -98,7 +99,7 @@ class RunFiles:
         state = run.engines.training.export_run(run_id)
 
         def write() -> Report:
-            key = f"snapshots/{run_id}/{seq_id}"
+            key = snapshot_key(run_id, seq_id)
             self._blobs.put_object(key, snapshot_files(state))
             return RunSnapshotted(run_id, seq_id, key)
 

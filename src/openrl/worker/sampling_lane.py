@@ -71,6 +71,11 @@ class SamplingLane:
         elif finished:
             self._hand_on([self._pending(sample) for sample in finished])
 
+    def rest(self) -> None:
+        """There has been nothing to do for a while."""
+        for engines in self._engines.values():
+            engines.sampling.rest()
+
     def stats(self) -> SamplingStats:
         """The engines' occupancy, added up."""
         all_stats = [engines.sampling.stats() for engines in self._engines.values()]

@@ -124,7 +124,7 @@ class TrainingLane:
             case "forward" | "forward_backward":
                 effects = yield from self._run_passes(command.items)
             case "optim_step":
-                effects = self._step_optimizers(command.items)
+                effects = [self._step_optimizer(item) for item in command.items]
             case _:
                 effects = yield from self._run_singly(command)
         self._note(command, effects)
@@ -158,16 +158,29 @@ class TrainingLane:
                 return step.value
             yield
 
-    def _step_optimizers(self, items: Sequence[WorkItem]) -> list[Effect]:
-        steps = [attempt(lambda item=item: self._payloads.optim_step(item), what=item.kind) for item in items]
-        good = [step for step in steps if not isinstance(step, RequestFailed)]
-        if not good:
-            return [Effect(step) for step in steps if isinstance(step, RequestFailed)]
-        results = self._timed(
-            lambda: self._runs.get(good[0].run_id).engines.training.optim_step(good), what="optim_step"
-        )
-        metrics = iter([results] * len(good) if isinstance(results, RequestFailed) else results)
-        return [Effect(step) if isinstance(step, RequestFailed) else _step_effect(next(metrics)) for step in steps]
+    def _step_optimizer(self, item: WorkItem) -> Effect:
+        """A step that fails on our side uses up its gradient, however it fails: that much a replay can repeat."""
+        if item.has_failed:
+            return Effect(self._timed(lambda: self._drop_gradients(item.run_id), what=item.kind))
+        metrics = self._timed(lambda: self._step(item), what=item.kind)
+        if not isinstance(metrics, RequestFailed):
+            return Effect(lambda: Product(encode_json({"metrics": metrics, "type": "optim_step"})))
+        if metrics.category == "server" and not item.is_replay:
+            dropped = attempt(lambda: self._drop_gradients(item.run_id), what="dropping the gradient")
+            if isinstance(dropped, RequestFailed):
+                self._lose(item.run_id, str(dropped))
+        return Effect(metrics)
+
+    def _drop_gradients(self, run_id: str) -> Produce:
+        self._runs.get(run_id).engines.training.drop_gradients(run_id)
+        return lambda: Product(b"")
+
+    def _step(self, item: WorkItem) -> dict[str, float]:
+        step = self._payloads.optim_step(item)
+        [metrics] = self._runs.get(item.run_id).engines.training.optim_step([step])
+        if isinstance(metrics, RequestFailed):
+            raise metrics
+        return metrics
 
     def _run_singly(self, command: Execute) -> Generator[None, None, list[Effect]]:
         effects: list[Effect] = []
@@ -200,8 +213,11 @@ class TrainingLane:
             self._runs.note_executed(item.run_id, item.seq_id)
             if item.is_replay and isinstance(effect.outcome, RequestFailed):
                 # What succeeded once must succeed again; otherwise the run here is not the run there was.
-                self._close(item.run_id)
-                self._report(RunLost(item.run_id, f"replay of request {item.seq_id} failed: {effect.outcome}"))
+                self._lose(item.run_id, f"replay of request {item.seq_id} failed: {effect.outcome}")
+
+    def _lose(self, run_id: str, error: str) -> None:
+        self._close(run_id)
+        self._report(RunLost(run_id, error))
 
     def _share_time(self, items: Sequence[WorkItem], effects: Sequence[Effect]) -> tuple[PendingOutcome, ...]:
         """Divide the device time of the command by tokens; evenly where there are none."""
@@ -242,9 +258,3 @@ def _passes_effect(job: ForwardBackwardInput, result: ForwardBackwardResult | Re
     if isinstance(result, RequestFailed):
         return Effect(result, num_tokens)
     return Effect(lambda: Product(encode_forward_backward_output(result)), num_tokens)
-
-
-def _step_effect(metrics: dict[str, float] | RequestFailed) -> Effect:
-    if isinstance(metrics, RequestFailed):
-        return Effect(metrics)
-    return Effect(lambda: Product(encode_json({"metrics": metrics, "type": "optim_step"})))

@@ -25,7 +25,7 @@ async def create_custom_loss(call: Call) -> Response:
     if session.state != "active":
         raise SessionEnded(f"session {request.session_id} is {session.state}: it takes no new custom loss")
     check_custom_loss(request)
-    loss_id = await keep_loss(call, request)
+    loss_id = await keep_loss(call, request.session_id, request)
     result = json.dumps({"loss_id": loss_id, "type": "create_custom_loss"}).encode()
     (result_ref,) = await asyncio.to_thread(gateway.blobs.put_payloads, [result])
     now = gateway.clock()

@@ -9,7 +9,8 @@ from openrl.errors import NotFound, OpenRLError
 from openrl.gateway.context import Call, Route
 from openrl.gateway.download_links import DownloadGrant, open_grant, sign_grant
 from openrl.gateway.replies import json_reply
-from openrl.gateway.trace_exports import TRACE_FILE, trace_key
+from openrl.gateway.trace_exports import TRACE_FILE
+from openrl.store.object_keys import trace_key
 
 LINK_LIFETIME_S = 3600.0
 _WAIT_S = 2.0

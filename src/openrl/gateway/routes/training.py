@@ -2,7 +2,6 @@
 
 import asyncio
 from dataclasses import replace
-from functools import partial
 
 from starlette.responses import Response
 
@@ -45,7 +44,7 @@ async def forward_backward(call: Call) -> Response:
     run = await find_run(call, request.run_id)
     row = new_request(call, run, "forward" if request.is_forward_only else "forward_backward", request.seq_id)
     try:
-        request = await _with_custom_loss(call, request)
+        request = await _with_custom_loss(call, run, request)
         num_tokens = await _admit(call, run, request, len(body))
     except (InvalidRequest, NotFound) as error:
         return await refuse(call, row, error)
@@ -58,13 +57,12 @@ async def _decode(body: bytes) -> ForwardBackwardInput:
     return await asyncio.to_thread(decode_forward_backward, body)
 
 
-async def _with_custom_loss(call: Call, request: ForwardBackwardInput) -> ForwardBackwardInput:
+async def _with_custom_loss(call: Call, run: RunRow, request: ForwardBackwardInput) -> ForwardBackwardInput:
     """The request with the loss that it names, where that is one of the tenant's own."""
     if request.loss_fn != CUSTOM:
         return request
     loss_id = read_loss_id(request.loss_fn_config)
-    loss = await call.gateway.losses.get(call.tenant_id, loss_id, partial(find_loss, call))
-    return replace(request, custom_loss=loss)
+    return replace(request, custom_loss=await find_loss(call, run.session_id, loss_id))
 
 
 async def _admit(call: Call, run: RunRow, request: ForwardBackwardInput, num_bytes: int) -> int:
