@@ -40,3 +40,15 @@ def distribution(
         nucleus.append(token)
     total = sum(weights[token] for token in nucleus)
     return [weights[token] / total if token in nucleus else 0.0 for token in range(len(weights))]
+
+
+def choose(probabilities: Sequence[float], uniform: float, is_ranked: bool) -> int:
+    """Inverse CDF: in the order of token ids, or likeliest first where top-k or top-p cut the distribution."""
+    order = range(len(probabilities))
+    ranked = sorted(order, key=lambda token: (-probabilities[token], token)) if is_ranked else order
+    total = 0.0
+    for token in ranked:
+        total += probabilities[token]
+        if total > uniform:
+            return token
+    return max(token for token in order if probabilities[token])
