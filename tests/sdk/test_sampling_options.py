@@ -68,6 +68,7 @@ def test_tokens_are_the_twins(trained: Trained, params: dict[str, Any]):
 @pytest.mark.sdk("SamplingClient.sample")
 @pytest.mark.parametrize("params", [{"temperature": 0.0}, {"temperature": 0.8}, {"top_p": 0.7}], ids=str)
 def test_penalties_and_min_p_come_by_a_header_for_one_client_alone(
+    server: LiveServer,
     penalising: tinker.ServiceClient,
     bob: tinker.ServiceClient,
     trained: Trained,
@@ -81,6 +82,8 @@ def test_penalties_and_min_p_come_by_a_header_for_one_client_alone(
     answers = [sampled(future.result()) for future in futures]
     assert answers[:2] == answers[2:]
     check(answers[0], trained.twin, TEXT, SamplingOptions(seed=SEED, **params, **ADDED))
+    handed_on = tinker.SamplingClient.from_sampler_handle(mine.get_sampler_handle(), api_key=server.key)
+    assert sampled(handed_on.sample(prompt_of(TEXT), 2, settings).result()) == answers[0]
     check(answers[1], ReferenceModel(tiny_model_dir, None), TEXT, SamplingOptions(seed=SEED, **params))
 
 
