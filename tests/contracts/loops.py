@@ -1,7 +1,7 @@
 """The loop of a researcher in small pieces: connect, make datums and runs, train, sample."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,9 @@ TEXT = [5, 61, 17, 118, 9, 240, 33, 7, 402, 90, 13, 255, 71, 300, 28, 46]
 STEP = types.AdamParams(learning_rate=1e-2)
 
 
-def connect(url: str, key: str) -> tinker.ServiceClient:
+def connect(url: str, key: str, headers: Mapping[str, str] | None = None) -> tinker.ServiceClient:
     os.environ["TINKER_TELEMETRY"] = "0"  # read by the SDK alone
-    return tinker.ServiceClient(base_url=url, api_key=key)
+    return tinker.ServiceClient(base_url=url, api_key=key, default_headers_overrides=headers)
 
 
 def new_run(service: tinker.ServiceClient, rank: int = 4, seed: int = 3, **flags: Any) -> tinker.TrainingClient:

@@ -20,10 +20,13 @@ class ReferenceModel:
             self.model = PeftModel.from_pretrained(base, str(adapter_dir), is_trainable=True).to(dtype)
         self.model.eval()
 
+    def logits(self, tokens: Sequence[int]) -> Tensor:
+        """[N, V]: of every token after tokens[: n + 1]."""
+        return self.model(torch.tensor([list(tokens)])).logits[0]
+
     def logprobs(self, tokens: Sequence[int], temperature: float = 1.0) -> Tensor:
         """[N, V]: of every token after tokens[: n + 1]."""
-        logits_NV = self.model(torch.tensor([list(tokens)])).logits[0]
-        return torch.log_softmax(logits_NV / temperature, -1)
+        return torch.log_softmax(self.logits(tokens) / temperature, -1)
 
     def next_token_logprobs(self, tokens: Sequence[int], temperature: float = 1.0) -> list[float]:
         """Of tokens[1:], each after those before it."""

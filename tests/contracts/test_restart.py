@@ -29,13 +29,14 @@ from tests.contracts.loops import (
     numbers,
     resume,
     sample,
+    sampled,
     snapshot,
     step_metrics,
     train,
 )
 from tests.contracts.raw_api import RawApi
 from tests.contracts.saved_state import read_object, read_state, same_state, state_of, stored_objects
-from tests.live_server import LiveServer, start_server
+from tests.live_server import MODEL_NAME, LiveServer, start_server
 
 # Device seconds: small enough that these runs come back from a snapshot and the requests after it.
 CONFIG = """
@@ -157,6 +158,18 @@ def test_a_sampler_gives_the_same_from_another_worker(machine: Machine, owner: t
     first, second = (future.result().sequences[0].tokens for future in in_flight)
     assert first == second
     assert len(first) == 200
+
+
+def test_a_penalised_sample_is_the_same_from_another_worker(machine: Machine, owner: tinker.ServiceClient):
+    header = {"X-OpenRL-Sampling-Params": '{"repetition_penalty": 1.3, "frequency_penalty": 0.2}'}
+    with connect(machine.live.url, machine.live.key, header) as service:
+        sampler = service.create_sampling_client(base_model=MODEL_NAME).result()
+        before = sampled(sampler.sample(*a_long_request()).result())
+        in_flight = sampler.sample(*a_long_request())
+        machine.kill_worker()
+        assert sampled(in_flight.result()) == before
+    plain = owner.create_sampling_client(base_model=MODEL_NAME).result()
+    assert sampled(plain.sample(*a_long_request()).result()) != before
 
 
 def a_long_request() -> tuple[types.ModelInput, int, types.SamplingParams]:

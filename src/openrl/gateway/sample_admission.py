@@ -14,6 +14,12 @@ from openrl.protocol.wire import SampleRequest, SamplingParams, TensorData
 MAX_TOPK = 1024
 MAX_STOPS = 64
 MAX_STOP_CHARACTERS = 1024
+ADDED_BOUNDS = {
+    "min_p": (0, 1),
+    "repetition_penalty": (0.1, 10),
+    "presence_penalty": (-2, 2),  # as in OpenAI's API, and the next
+    "frequency_penalty": (-2, 2),
+}
 
 
 def admit_sample(request: SampleRequest, model: BaseModelInfo, config: GatewayConfig) -> int:
@@ -60,11 +66,19 @@ def _check_params(params: SamplingParams, model: BaseModelInfo) -> None:
         raise BadValue("top_k", params.top_k, "at least 1, or -1 for all")
     if not 0 <= params.top_p <= 1:
         raise BadValue("top_p", params.top_p, "between 0 and 1")
+    _check_added_params(params)
     stops = (params.stop,) if isinstance(params.stop, str) else params.stop or ()
     if len(stops) > MAX_STOPS:
         raise BadValue("number of stops", len(stops), f"at most {MAX_STOPS}")
     for stop in stops:
         _check_stop(stop, model)
+
+
+def _check_added_params(params: SamplingParams) -> None:
+    for name, (least, most) in ADDED_BOUNDS.items():
+        value: float = getattr(params, name)
+        if not least <= value <= most:
+            raise BadValue(name, value, f"between {least} and {most}")
 
 
 def _check_stop(stop: str | int, model: BaseModelInfo) -> None:

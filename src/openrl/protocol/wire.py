@@ -247,7 +247,22 @@ class Prompt(WireModel):
     chunks: Annotated[tuple[PromptChunk, ...], Field(fail_fast=True)]
 
 
-class SamplingParams(WireModel):
+class AddedSamplingParams(WireModel):
+    """Ours, not the API's: what the SDK's own class has no fields for (docs/sampling.md)."""
+
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+
+
+class SamplingParamsHeader(AddedSamplingParams):
+    """The header by which clients send them that cannot put them into the body; unknown names are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class SamplingParams(AddedSamplingParams):
     """How to choose tokens and when to end (tinker-api §4.5); `stop` absent, `[]` and given all differ."""
 
     max_tokens: int | None = None

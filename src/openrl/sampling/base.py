@@ -21,10 +21,19 @@ class SamplingOptions:
     temperature: float = 1.0  # 0: greedy
     top_k: int = -1  # -1: all
     top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
     seed: int | None = None  # None: the engine draws one
     stop_strings: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     stops_at_eos: bool = True  # only when the request names no stop at all
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether the choice of a token depends on those before it other than through the model."""
+        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,9 +22,17 @@ from openrl.sampling.base import FinishedSample, SampleJob, SamplingStats
 from openrl.sampling.batcher import Batcher, Slice
 from openrl.sampling.block_manager import BlockManager
 from openrl.sampling.kv_cache import KVCache
+from openrl.sampling.logits_processing import process
 from openrl.sampling.model_runner import ModelRunner, row_ranges
 from openrl.sampling.prompt_scoring import score_prompts
-from openrl.sampling.request import ActiveRequest, EngineLimits, choices_of, non_finite, open_request
+from openrl.sampling.request import (
+    ActiveRequest,
+    EngineLimits,
+    choices_of,
+    non_finite,
+    open_request,
+    processing_for,
+)
 from openrl.sampling.sampler import choose_tokens, likeliest_tokens, row_chunks, tempered_logprobs
 from openrl.sampling.sequence import Sequence as SampledSequence
 from openrl.sampling.sizes import EngineSizes, resolve_sizes
@@ -174,7 +182,12 @@ class PagedSamplingEngine:
             rows = slice(len(tokens), len(tokens) + logits_CV.shape[0])
             chosen = choices.take(rows)
             logprobs_CV = tempered_logprobs(logits_CV, chosen.temperature)
-            tokens_C = choose_tokens(logprobs_CV, chosen)
+            processing = processing_for(sequences[rows], requests[rows])
+            # Reported are the log-probabilities of the model; processed ones only choose.
+            chosen_by_CV = (
+                logprobs_CV if processing is None else process(logits_CV, logprobs_CV, chosen.temperature, processing)
+            )
+            tokens_C = choose_tokens(chosen_by_CV, chosen)
             tokens += tokens_C.tolist()
             logprobs += logprobs_CV.gather(1, tokens_C[:, None])[:, 0].tolist()
             self._add_topk(sequences[rows], requests[rows], logprobs_CV)

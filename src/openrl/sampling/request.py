@@ -11,11 +11,13 @@ from openrl.protocol.datum import SparseCsr
 from openrl.protocol.results import SampledSequence, SampleResult, TopkLogprobs
 from openrl.sampling.base import FinishedSample, SampleJob
 from openrl.sampling.block_manager import DIGEST_BYTES
+from openrl.sampling.logits_processing import Processing, processing_of
 from openrl.sampling.prompt_logprobs import PromptScorer, first_scored_position
 from openrl.sampling.randomness import SAMPLED_TOKENS, uniforms
 from openrl.sampling.sampler import Choices
 from openrl.sampling.sequence import Prompt, Sequence
 from openrl.sampling.stopping import Decoder, StopRule, StopWatch
+from openrl.sampling.token_history import PromptTokens, TokenHistory
 
 SEED_LIMIT = 2**64
 
@@ -40,6 +42,7 @@ class ActiveRequest:
     watches: tuple[StopWatch, ...]
     stop_rule: StopRule
     scorer: PromptScorer | None
+    histories: tuple[TokenHistory, ...]  # one a sample, or none at all without penalties
 
     @property
     def is_finished(self) -> bool:
@@ -97,6 +100,7 @@ def open_request(
         watches=tuple(stop_rule.watch(tokens) for _ in range(job.num_samples)),
         stop_rule=stop_rule,
         scorer=None if prompt.next_scored is None else PromptScorer(job, seed),
+        histories=_histories(job, tokens),
     )
 
 
@@ -115,6 +119,21 @@ def choices_of(sequences: list[Sequence], requests: list[ActiveRequest]) -> Choi
         top_p=torch.tensor([option.top_p for option in options], dtype=torch.float64),
         uniform=torch.from_numpy(uniform),
     )
+
+
+def processing_for(sequences: list[Sequence], requests: list[ActiveRequest]) -> Processing | None:
+    """What is done to the rows of these sequences before they choose; None where nothing is."""
+    rows = [row for row, request in enumerate(requests) if request.histories or request.job.options.min_p]
+    if not rows:
+        return None
+    histories: list[TokenHistory | None] = []
+    for row in rows:
+        sequence = sequences[row]
+        history = requests[row].histories[sequence.sample_index] if requests[row].histories else None
+        if history is not None:
+            history.follow(sequence.tokens)
+        histories.append(history)
+    return processing_of(rows, [requests[row].job.options for row in rows], histories)
 
 
 def seed_of(job: SampleJob) -> int:
@@ -156,6 +175,13 @@ def _max_new_tokens(job: SampleJob, limits: EngineLimits) -> int:
             "user",
         )
     return room - num_prompt if asked is None else asked
+
+
+def _histories(job: SampleJob, tokens: list[int]) -> tuple[TokenHistory, ...]:
+    if not job.options.has_penalties:
+        return ()
+    prompt = PromptTokens(tokens)
+    return tuple(TokenHistory(prompt, len(tokens)) for _ in range(job.num_samples))
 
 
 def _check_tokens(job: SampleJob, limits: EngineLimits) -> None:

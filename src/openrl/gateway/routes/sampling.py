@@ -6,21 +6,24 @@ from functools import partial
 from starlette.responses import Response
 
 from openrl.errors import InvalidRequest, SessionEnded
-from openrl.gateway.body import parse_json, read_body, read_json
+from openrl.gateway.body import read_body, read_json
 from openrl.gateway.checkpoint_access import find_checkpoint, read_manifest
 from openrl.gateway.context import Call, Route
 from openrl.gateway.replies import json_reply
 from openrl.gateway.sample_admission import admit_sample
+from openrl.gateway.sampling_header import with_header_params
 from openrl.protocol.paths import sampling_session_id
 from openrl.protocol.wire import CreateSamplingSessionRequest, SampleRequest
 from openrl.store.base import RequestRow, SamplerRow
 
 
 async def asample(call: Call) -> Response:
-    """Queue continuations of a prompt."""
+    """Queue continuations of a prompt.
+
+    min_p and penalties may also come in the header X-OpenRL-Sampling-Params, a JSON object.
+    """
     gateway = call.gateway
-    body = await read_body(call)
-    request = parse_json(body, SampleRequest)
+    request, body = with_header_params(call, await read_body(call))
     sampler_id = request.sampling_session_id
     sampler = await gateway.samplers.get(call.tenant_id, sampler_id, partial(_open_sampler, call))
     num_tokens = admit_sample(request, gateway.catalog.get(sampler.base_model), gateway.config)
