@@ -44,6 +44,9 @@ class NoopTraining:
     def _result(self, job: ForwardBackwardInput) -> ForwardBackwardResult:
         return ForwardBackwardResult(tuple(_zeros(datum.num_tokens) for datum in job.data), {"loss:sum": 0.0})
 
+    def drop_gradients(self, run_id: str) -> None:
+        del run_id
+
     def optim_step(self, steps: Sequence[OptimStep]) -> list[dict[str, float] | RequestFailed]:
         return [{} for _ in steps]
 
@@ -66,6 +69,9 @@ class NoopSampling:
 
     def has_work(self) -> bool:
         return bool(self._jobs)
+
+    def rest(self) -> None:
+        pass
 
     def step(self) -> Sequence[FinishedSample]:
         jobs, self._jobs = self._jobs, []

@@ -4,7 +4,7 @@ A run's state on a worker is the list of state-changing numbers applied to it. A
 that list after the request: the slow twin, one executor that runs each run in order, gives the same.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -315,15 +315,22 @@ class World:
                 if item.request_id in self.poison:
                     self.kill(worker)
                     return
+                self._check_room(worker, item.request_id)
                 worker.samples[item.request_id] = max(1, self.rows[item.request_id].num_sequences)
-                most = max(
-                    2 * worker.ready.max_sequences, worker.ready.max_sequences - 1 + max(worker.samples.values())
-                )
-                assert sum(worker.samples.values()) <= most
             case Cancel(request_id):
                 worker.samples.pop(request_id, None)
             case _:
                 raise AssertionError(command)
+
+    def _check_room(self, worker: SimWorker, request_id: str) -> None:
+        """A worker is full at twice what it decodes, but each tenant may have its part of that, or one request."""
+        row, most = self.rows[request_id], worker.ready.max_sequences
+        by_tenant = Counter({row.tenant_id: 0})
+        for each, number in worker.samples.items():
+            by_tenant[self.rows[each].tenant_id] += number
+        of_tenant = by_tenant[row.tenant_id] + max(1, row.num_sequences)
+        is_full = by_tenant.total() >= most and by_tenant.total() + max(1, row.num_sequences) > 2 * most
+        assert not is_full or by_tenant[row.tenant_id] == 0 or of_tenant * len(by_tenant) <= most
 
     def _apply(self, worker: SimWorker, item: WorkItem) -> Outcome:
         request_id = item.request_id

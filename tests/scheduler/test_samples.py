@@ -61,17 +61,18 @@ def test_sequences_in_flight_are_bounded_and_the_rest_goes_as_room_frees():
     assert len(world.finished) == 20
 
 
-def test_two_tenants_take_turns_in_sampling():
+def test_a_flood_does_not_keep_another_tenant_from_a_full_worker():
     world = World()
     worker = world.join(max_sequences=4)
     world.submit(*(sample_row(f"flood{i}", "t0", position=i) for i in range(100)))
     world.submit(sample_row("b", "t1", position=100))
     while world.loads:
         world.answer_load()
-    for _ in range(9):
-        world.step(worker)
-    world.deliver(worker)
-    assert any(isinstance(c, Sample) and c.item.request_id == "b" for c in worker.commands)
+    sent = [command.item.request_id for command in worker.commands if isinstance(command, Sample)]
+    assert sent == [*(f"flood{i}" for i in range(8)), "b"]
+    world.submit(sample_row("b2", "t1", position=101), sample_row("b3", "t1", position=102))
+    sent = [command.item.request_id for command in worker.commands if isinstance(command, Sample)]
+    assert sent[9:] == ["b2"]  # half of what is decoded at once
 
 
 def test_a_waiting_sample_is_cancelled_without_a_command():

@@ -137,7 +137,7 @@ def test_samples_given_up_free_their_memory(flagged: LiveServer, carol: tinker.S
     admitted, cancelled = answers(flagged, "asample"), answers(flagged, "cancel_future")
     futures = [sampler.sample(prompt_of(TEXT), 8, long) for _ in range(6)]
     wait_for_answers(flagged, "asample", admitted + 6)
-    carol.get_server_capabilities()  # the client has read those answers: it knows what to cancel
+    carol.create_sampling_client(base_model=MODEL_NAME).result()  # those answers are read: it knows what to cancel
     wait_for_blocks(flagged, lambda used: used > 0)
 
     async def give_up() -> None:

@@ -6,7 +6,7 @@ the virtual time of what is being served, so it neither pays for its absence nor
 """
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from openrl.protocol.runs import RequestKind
@@ -82,9 +82,7 @@ class FairQueue:
         while self._tenants:
             time, tenant_id = self._tenants[0]
             items = self._by_tenant[tenant_id]
-            while items and self._entries.get(items[0][1]) != (tenant_id, items[0][0]):
-                heapq.heappop(items)
-            if not items:
+            if not self._first(tenant_id, items)[1]:
                 heapq.heappop(self._tenants)
                 del self._by_tenant[tenant_id]
             elif time < self.share.time_of(tenant_id):
@@ -93,12 +91,28 @@ class FairQueue:
                 return time, *items[0]
         return None
 
+    def heads(self) -> list[str]:
+        """The next item of each tenant, the tenant furthest behind first."""
+        alive = [
+            (self.share.time_of(tenant_id), order, item)
+            for tenant_id, items in self._by_tenant.items()
+            for order, item in [self._first(tenant_id, items)]
+            if item
+        ]
+        return [item for _, _, item in sorted(alive)]
+
     def pop(self) -> str | None:
         """Remove and return the next item."""
         if (head := self.peek()) is None:
             return None
         self.discard(head[2])
         return head[2]
+
+    def _first(self, tenant_id: str, items: list[tuple[int, str]]) -> tuple[int, str]:
+        """A tenant's next item and its order, (0, "") if it has none; drops what was removed."""
+        while items and self._entries.get(items[0][1]) != (tenant_id, items[0][0]):
+            heapq.heappop(items)
+        return items[0] if items else (0, "")
 
 
 @dataclass(slots=True)
@@ -154,17 +168,25 @@ class SampleLoad:
 def has_room(load: SampleLoad, wanted: int) -> bool:
     """Whether a sample request may go to a worker: up to twice what is decoded at once.
 
-    A request that is larger than that goes as soon as the worker would otherwise decode less than it can. A tenant
-    may always have its equal part of what is decoded at once, or one request: the worker makes way for it.
+    A request that is larger than that goes as soon as the worker would otherwise decode less than it can.
     """
-    if load.num_sequences + wanted <= 2 * load.max_sequences or load.num_sequences < load.max_sequences:
-        return True
+    is_open = load.num_sequences + wanted <= 2 * load.max_sequences or load.num_sequences < load.max_sequences
+    return is_open or has_part(load, wanted)
+
+
+def has_part(load: SampleLoad, wanted: int) -> bool:
+    """Whether a tenant asks for no more than its equal part of what is decoded at once, or for its only request.
+
+    It may always have that, however full the worker is: the engine makes way for it.
+    """
     return load.num_of_tenant == 0 or (load.num_of_tenant + wanted) * load.num_tenants <= load.max_sequences
 
 
-def choose_sample_worker(loads: Iterable[SampleLoad], wanted: int) -> str | None:
-    """The worker for a sample request: one that has the adapter if it has room, else the emptiest."""
-    open_loads = [load for load in loads if has_room(load, wanted)]
+def choose_sample_worker(
+    loads: Iterable[SampleLoad], wanted: int, is_open: Callable[[SampleLoad, int], bool] = has_room
+) -> str | None:
+    """The worker for a sample request: one that has the adapter if it is open to the request, else the emptiest."""
+    open_loads = [load for load in loads if is_open(load, wanted)]
     best = min(
         open_loads,
         key=lambda load: (not load.has_adapter, load.num_sequences / load.max_sequences, load.worker_id),

@@ -1,14 +1,14 @@
 """Sends sample requests to workers, fairly between tenants, as room becomes free."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from openrl.protocol.runs import SamplerSpec
 from openrl.rpc.messages import Cancel, Outcome, Sample
 from openrl.scheduler.actions import LoadSampler
 from openrl.scheduler.fleet import Fleet, Suspect, WorkerSlot, sequences_of, work_item
-from openrl.scheduler.policy import FairQueue, FairShare, SampleLoad, choose_sample_worker
+from openrl.scheduler.policy import FairQueue, FairShare, SampleLoad, choose_sample_worker, has_part, has_room
 from openrl.store.base import RequestRow
 
 _SAMPLERS_REMEMBERED = 8192
@@ -115,7 +115,10 @@ class Samples:
                 self._wait(entry, entry.spec)
 
     def dispatch(self, base_model: str) -> None:
-        """Send waiting requests while a worker has room; those behind the fairest next one wait with it."""
+        """Send waiting requests while a worker has room.
+
+        Those behind the fairest next one wait with it, but for what tenants may have however full the workers are.
+        """
         queue = self._queues.get(base_model)
         slots = [slot for slot in self._fleet.workers.values() if base_model in slot.ready.base_models]
         while queue is not None and (head := queue.peek()) is not None:
@@ -127,12 +130,8 @@ class Samples:
                 queue.discard(head[2])
                 slot.suspects[Suspect("sample", head[2])] = None
                 self._fleet.touch_worker(slot)
-            else:
-                slot = self._choose(slots, entry)
-                if slot is None:
-                    return
-                queue.discard(head[2])
-                self._send(slot, entry)
+            elif not self._send_next(queue, slots):
+                return
 
     def send_alone(self, slot: WorkerSlot, request_id: str) -> None:
         """Send a suspect request as the only thing on an empty worker, unless it was cancelled."""
@@ -149,7 +148,22 @@ class Samples:
         self._queues[spec.base_model].push(request.tenant_id, request.position, request.request_id)
         self._fleet.touched_models[spec.base_model] = None
 
-    def _choose(self, slots: Sequence[WorkerSlot], entry: SampleEntry) -> WorkerSlot | None:
+    def _send_next(self, queue: FairQueue, slots: Sequence[WorkerSlot]) -> bool:
+        """Send one request; False where no worker is open to any."""
+        for place, request_id in enumerate(queue.heads()):
+            entry = self._entries[request_id]
+            if place and self._fleet.is_suspect(entry.request):
+                continue
+            slot = self._choose(slots, entry, has_part if place else has_room)
+            if slot is not None:
+                queue.discard(request_id)
+                self._send(slot, entry)
+                return True
+        return False
+
+    def _choose(
+        self, slots: Sequence[WorkerSlot], entry: SampleEntry, is_open: Callable[[SampleLoad, int], bool]
+    ) -> WorkerSlot | None:
         assert entry.spec is not None
         key, tenant_id = entry.spec.adapter_key, entry.request.tenant_id
         loads = [
@@ -164,7 +178,7 @@ class Samples:
             for slot in slots
             if not slot.is_quarantined()
         ]
-        worker_id = choose_sample_worker(loads, sequences_of(entry.request))
+        worker_id = choose_sample_worker(loads, sequences_of(entry.request), is_open)
         return None if worker_id is None else self._fleet.workers[worker_id]
 
     def _send(self, slot: WorkerSlot, entry: SampleEntry) -> None:
