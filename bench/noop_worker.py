@@ -44,6 +44,9 @@ class NoopTraining:
     def _result(self, job: ForwardBackwardInput) -> ForwardBackwardResult:
         return ForwardBackwardResult(tuple(_zeros(datum.num_tokens) for datum in job.data), {"loss:sum": 0.0})
 
+    def drop_gradients(self, run_id: str) -> None:
+        pass
+
     def optim_step(self, steps: Sequence[OptimStep]) -> list[dict[str, float] | RequestFailed]:
         return [{} for _ in steps]
 
@@ -76,6 +79,9 @@ class NoopSampling:
             )
             for job in jobs
         ]
+
+    def rest(self) -> None:
+        pass
 
     def stats(self) -> SamplingStats:
         return SamplingStats(len(self._jobs), 0, 0, 1)
