@@ -72,7 +72,7 @@ def test_dense_and_sparse_matrices_may_be_mixed():
         (request([1, 2], target_tokens=ids(1, 2)), "datum 0 lacks weights"),
         (
             request([1, 2], target_tokens=ids(1, 2), weights=floats(1, 1), mask=floats(1, 1)),
-            "datum 0 has 'mask'; loss_fn 'cross_entropy' takes target_tokens, weights",
+            "datum 0: input is 'mask'; it must be one of target_tokens, weights, which loss_fn 'cross_entropy' takes",
         ),
         (request([1, 2], target_tokens=ids(1, 100), weights=floats(1, 1)), "target_tokens: entry 1 is 100"),
         (request([1, 2], target_tokens=ids(1, -2), weights=floats(1, 1)), "it must be between -1 and 99"),
@@ -124,7 +124,7 @@ def test_provenance_must_cover_every_token_on_both_sides():
 
 def test_adam_settings_have_bounds():
     step = OptimStepRequest(model_id="r", seq_id=1, adam_params=AdamParamsWire(beta2=1.0))
-    with pytest.raises(InvalidRequest, match=r"beta2 is 1\.0; it must be at least 0\.0 and below 1\.0"):
+    with pytest.raises(InvalidRequest, match=r"beta2 is 1\.0; it must be at least 0 and below 1"):
         admit_optim_step(step, "adamw")
     fine = OptimStepRequest(model_id="r", seq_id=1, adam_params=AdamParamsWire(grad_clip_norm=-1.0))
     assert admit_optim_step(fine, "adamw").grad_clip_norm == -1.0

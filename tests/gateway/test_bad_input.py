@@ -91,7 +91,12 @@ def test_wrong_training_requests_name_value_and_bound_and_use_up_their_number(
 ):
     run = {"model_id": owned.run_id}
     refused(http, "optim_step", {**run, "seq_id": 3, "adam_params": {"learning_rate": -1.0}}, "learning_rate is -1.0")
-    refused(http, "optim_step", {**run, "seq_id": 4, "adam_params": {"beta1": "x"}}, "adam_params.beta1", "not 'x'")
+    refused(
+        http,
+        "optim_step",
+        {**run, "seq_id": 4, "adam_params": {"beta1": "x"}},
+        "adam_params.beta1 is 'x'; it must be a valid number",
+    )
     refused(http, "optim_step", {**run, "seq_id": 5, "optimizer_params": {"type": "dimuon"}}, "'dimuon'", "adamw")
     refused(http, "optim_step", {**run, "seq_id": 6}, "adam_params is missing")
     refused(http, "save_weights", {**run, "seq_id": 7, "path": "../x"}, "checkpoint name '../x' is not valid")
@@ -116,7 +121,7 @@ def test_wrong_training_requests_name_value_and_bound_and_use_up_their_number(
 def test_a_refused_recipient_and_a_refused_token_use_up_their_numbers(http: httpx.Client, owned: Owned):
     run = {"model_id": owned.run_id}
     external = {**run, "seq_id": 3, "path": "x", "age_encryption_recipients": ["age1nobody"]}
-    refused(http, "save_weights_external", external, "'age1nobody' is neither an age1")
+    refused(http, "save_weights_external", external, "recipient is 'age1nobody'; it must be an age1")
     load = {**run, "seq_id": 4, "path": owned.weights_path, "weights_access_token": "tml-nobody"}
     assert http.post("load_weights", json=load).status_code == 401
     assert result(http, "optim_step", {**run, "seq_id": 5, "adam_params": {}})["metrics"] == {"grad_norm": 1.5}
@@ -124,7 +129,7 @@ def test_a_refused_recipient_and_a_refused_token_use_up_their_numbers(http: http
 
 def test_requests_without_a_valid_number_are_refused(http: httpx.Client, owned: Owned):
     refused(http, "optim_step", {"model_id": owned.run_id, "seq_id": 0, "adam_params": {}}, "seq_id")
-    refused(http, "optim_step", {"model_id": owned.run_id, "adam_params": {}}, "seq_id: Field required")
+    refused(http, "optim_step", {"model_id": owned.run_id, "adam_params": {}}, "seq_id is missing")
     body = encode_forward_backward(ForwardBackwardInput(owned.run_id, 0, (datum([1]),), "cross_entropy"))
     assert http.post("forward_backward", content=body).status_code == 400
 

@@ -8,10 +8,10 @@ import zstandard
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
-from openrl.errors import InvalidRequest, PayloadTooLarge
+from openrl.errors import BadValue, InvalidRequest, PayloadTooLarge
 from openrl.gateway.context import Call
-from openrl.gateway.errors import describe_validation
 from openrl.gateway.headers import header
+from openrl.protocol.validation import describe_validation
 
 Message = TypeVar("Message", bound=BaseModel)
 _READ_BYTES = 2**20
@@ -21,8 +21,8 @@ _MAX_WINDOW_BYTES = 2**27  # what zstd itself allows without the --long switch
 class BodyTooLarge(PayloadTooLarge):
     """Carries the first bytes of the body: they tell which request of which run is refused."""
 
-    def __init__(self, message: str, prefix: bytes) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, size: int, limit: int, prefix: bytes) -> None:
+        super().__init__(f"{message}; send fewer datums at once", value=size, bound=f"at most {limit} bytes")
         self.prefix = prefix
 
 
@@ -31,7 +31,7 @@ async def read_body(call: Call) -> bytes:
     limit = call.gateway.config.max_body_bytes
     encoding = header(call.request, b"content-encoding")
     if encoding not in (None, "identity", "zstd"):
-        raise InvalidRequest(f"Content-Encoding {encoding[:40]!r} is not one of identity, zstd", "not_supported")
+        raise BadValue("Content-Encoding", encoding, "one of identity, zstd", "not_supported")
     body = await _receive(call.request, limit, is_compressed=encoding == "zstd")
     if encoding == "zstd":
         return await asyncio.to_thread(decompress, body, limit)
@@ -62,12 +62,15 @@ def decompress(body: bytes, limit: int) -> bytes:
                 pieces.append(piece)
                 size += len(piece)
                 if size > limit:
-                    raise BodyTooLarge(f"body is larger than {limit} bytes when decompressed", pieces[0])
+                    told = f"body is larger than {limit} bytes when decompressed"
+                    raise BodyTooLarge(told, size, limit, pieces[0])
         declared = zstandard.frame_content_size(body)  # -1 where the frame does not say
     except zstandard.ZstdError as error:
-        raise InvalidRequest(f"body of {len(body)} bytes is not valid zstd: {error}", "malformed") from None
+        message = f"body of {len(body)} bytes is not valid zstd: {error}"
+        raise InvalidRequest(message, "malformed", bound="a zstd frame") from None
     if size < declared:
-        raise InvalidRequest(f"zstd body ends after {size} bytes of the {declared} that it declares", "malformed")
+        message = f"zstd body ends after {size} bytes of the {declared} that it declares; send all of it"
+        raise InvalidRequest(message, "malformed", value=size, bound=f"the {declared} bytes that it declares")
     return b"".join(pieces)
 
 
@@ -86,6 +89,8 @@ async def _receive(request: Request, limit: int, is_compressed: bool) -> bytes:
         pieces.append(piece)
         size += len(piece)
         if size > limit or is_declared_too_large:
-            told = f"{declared} bytes" if is_declared_too_large else "body"
-            raise BodyTooLarge(f"{told} is larger than the limit of {limit} bytes", b"" if is_compressed else pieces[0])
+            told = f"{declared[:20]} bytes" if is_declared_too_large else "body"
+            message = f"{told} is larger than the limit of {limit} bytes"
+            size = int(declared[:20]) if is_declared_too_large else size
+            raise BodyTooLarge(message, size, limit, b"" if is_compressed else pieces[0])
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)

@@ -38,9 +38,12 @@ async def exchange(call: Call) -> Response:
     """A token for the key that was sent; tokens are not exchanged, so that each goes back to a key."""
     gateway, credential = call.gateway, credential_of(call.request)
     if not gateway.config.jwt_auth:
-        raise NotFound("this server gives out no tokens: gateway.jwt_auth is off")
+        message = "this server gives out no tokens (gateway.jwt_auth is off); send the API key itself"
+        raise NotFound(message, "not_supported", bound="the API key in X-API-Key")
     if not credential.startswith(KEY_PREFIX):
-        raise Unauthorized("only an API key is exchanged for a token")
+        raise Unauthorized(
+            "a token is not exchanged for another; send the API key", bound=f"a key that starts with {KEY_PREFIX}"
+        )
     key_hash = key_hash_of(credential, gateway)
     now = gateway.clock()
     token = make_token(call.tenant_id, key_hash, gateway.signing_key, now, gateway.config.jwt_lifetime_s)

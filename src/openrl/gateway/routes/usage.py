@@ -8,7 +8,7 @@ from pydantic import AwareDatetime, TypeAdapter, ValidationError
 from starlette.responses import Response
 
 from openrl.config import RatesConfig
-from openrl.errors import InvalidRequest
+from openrl.errors import BadValue, InvalidRequest
 from openrl.gateway.context import Call, Route
 from openrl.gateway.identity import user_urn
 from openrl.gateway.query import read_project
@@ -74,20 +74,25 @@ def _window(call: Call) -> tuple[int, int]:
     """First hour and the one after the last; raises InvalidRequest for a window that is not served."""
     first, end = (_hour(call, name) for name in ("starting_on", "ending_before"))
     if not 0 < end - first <= MAX_HOURS:
-        raise InvalidRequest(f"the window is {end - first} hours long; it must be between 1 and {MAX_HOURS}")
+        raise BadValue("hours from starting_on to ending_before", end - first, f"between 1 and {MAX_HOURS}")
     if first * HOUR_S > call.gateway.clock():
-        raise InvalidRequest("starting_on is in the future")
+        starting_on = call.request.query_params["starting_on"]
+        raise BadValue("starting_on", starting_on, f"in the past; it is {show_time(call.gateway.clock())} here")
     return first, end
 
 
 def _hour(call: Call, name: str) -> int:
-    text = call.request.query_params.get(name, "")
+    text = call.request.query_params.get(name)
+    if text is None:
+        raise InvalidRequest(
+            f"{name} is missing: the first hour, or the one after the last, as an RFC 3339 time", "missing"
+        )
     try:
         seconds = _TIME.validate_python(text).timestamp()
     except (ValidationError, OverflowError):
-        raise InvalidRequest(f"{name} is {text[:40]!r}; it must be an RFC 3339 time with its offset") from None
+        raise BadValue(name, text, "an RFC 3339 time with its offset", "malformed") from None
     if seconds % HOUR_S:
-        raise InvalidRequest(f"{name} is {text[:40]!r}; it must be on a full hour of UTC")
+        raise BadValue(name, text, "on a full hour of UTC")
     return int(seconds // HOUR_S)
 
 
