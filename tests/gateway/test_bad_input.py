@@ -99,7 +99,9 @@ def test_wrong_training_requests_name_value_and_bound_and_use_up_their_number(
     )
     refused(http, "optim_step", {**run, "seq_id": 5, "optimizer_params": {"type": "dimuon"}}, "'dimuon'", "adamw")
     refused(http, "optim_step", {**run, "seq_id": 6}, "adam_params is missing")
-    refused(http, "save_weights", {**run, "seq_id": 7, "path": "../x"}, "checkpoint name '../x' is not valid")
+    refused(
+        http, "save_weights", {**run, "seq_id": 7, "path": "../x"}, "checkpoint name is '../x'; it must be 1 to 200"
+    )
     refused(http, "save_weights", {**run, "seq_id": 8, "path": "x", "ttl_seconds": 60}, "ttl_seconds", "3600")
     refused(http, "save_weights_for_sampler", {**run, "seq_id": 9}, "either path")
     refused(http, "load_weights", {**run, "seq_id": 10, "path": owned.sampler_path}, "kind sampler_weights")

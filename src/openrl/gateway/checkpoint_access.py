@@ -60,4 +60,4 @@ def _read_manifest(call: Call, checkpoint: CheckpointRow) -> AdapterManifest:
         return AdapterManifest.model_validate_json(content)
     except ValidationError:
         message = f"{path}: its {MANIFEST_FILE} is not one that this server can read; save it again"
-        raise InvalidRequest(message, "malformed", value=str(path)) from None
+        raise InvalidRequest(message, "malformed", value=str(path), bound="one of format 1") from None

@@ -180,7 +180,9 @@ def parse_custom_loss(stored: bytes) -> CustomLoss:
     try:
         return check_custom_loss(LossDefinition.model_validate_json(stored))
     except ValidationError as error:
-        raise InvalidRequest(f"the stored custom loss is malformed: {error}", "malformed") from error
+        raise InvalidRequest(
+            f"the stored custom loss is malformed: {error}", "malformed", bound="a loss as it was checked"
+        ) from error
 
 
 def check_custom_loss(definition: LossDefinition) -> CustomLoss:

@@ -98,7 +98,7 @@ def _bound(problem: ErrorDetails) -> tuple[ErrorCode, str]:
 def _value(problem: ErrorDetails) -> object:
     """What stood there."""
     if problem["type"] == "union_tag_invalid":
-        return problem.get("ctx", {})["tag"]
+        return str(problem.get("ctx", {})["tag"])[:MAX_SHOWN_CHARACTERS]
     value: object = problem["input"]
     if problem["loc"][-1:] in _SECRETS:
         return _Kind("one that is not shown")
