@@ -23,7 +23,7 @@ from openrl.protocol.codec import (
     encode_sample_response,
 )
 from openrl.protocol.datum import Datum, DenseArray, ForwardBackwardInput, ProvenanceSpan, SparseCsr
-from openrl.protocol.prefix import read_address
+from openrl.protocol.oversized import read_address, read_json_address
 from openrl.protocol.results import ForwardBackwardResult, SampledSequence, SampleResult, TopkLogprobs
 
 FLOATS = hnp.arrays(np.float32, hnp.array_shapes(min_dims=1, max_dims=2, min_side=0, max_side=5))
@@ -264,3 +264,22 @@ def test_damaged_bodies_raise_nothing_but_invalid_request(
         read_address(damaged)
         with contextlib.suppress(InvalidRequest):
             decode_forward_backward(damaged)
+
+
+@pytest.mark.parametrize(
+    ("end", "address"),
+    [
+        (b'... "model_id": "a:train:0", "seq_id": 3}', ("a:train:0", 3)),
+        (b'"model_id":"\xc3\xa9","seq_id":2147} \n', ("é", 2147)),
+        (b'{"x": "\\"model_id\\": \\"b\\"", "model_id": "a", "seq_id": 3}', ("a", 3)),
+        (b'"model_id": "a", "seq_id": 0}', None),
+        (b'"model_id": "a", "seq_id": 3', None),
+        (b'"model_id": "a", "seq_id": 3}}', None),
+        (b'"model_id": "\xff", "seq_id": 3}', None),
+        (b'"model_id": "", "seq_id": 3}', None),
+        (b'"seq_id": 3}', None),
+        (b"", None),
+    ],
+)
+def test_a_json_body_ends_with_its_address(end: bytes, address: tuple[str, int] | None):
+    assert read_json_address(end) == address

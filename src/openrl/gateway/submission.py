@@ -76,3 +76,13 @@ async def refuse(call: Call, row: RequestRow, error: InvalidRequest | NotFound |
     if stored.request_id != row.request_id:
         return future_reply(stored)
     raise error
+
+
+async def refuse_address(
+    call: Call, address: tuple[str, int] | None, kind: TrainingKind, error: InvalidRequest
+) -> Response:
+    """Refuse a body that could not be read, as far as it says whose it is."""
+    if address is None or address[1] < 1:
+        raise error
+    run_id, seq_id = address
+    return await refuse(call, new_request(call, await find_run(call, run_id), kind, seq_id), error)

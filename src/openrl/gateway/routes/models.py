@@ -104,7 +104,7 @@ async def _resolve(call: Call, request: LoadWeightsRequest) -> tuple[CheckpointR
     """The checkpoint a load asks for, and its shape; raises InvalidRequest and NotFound."""
     checkpoint = await find_checkpoint(call, request.path, request.weights_access_token)
     if checkpoint.kind != "weights":
-        bound = "weights, from which training continues"
+        bound = "weights, which save_state makes"
         raise BadValue(f"{request.path}: kind", checkpoint.kind, bound, "wrong_kind")
     manifest = await read_manifest(call, checkpoint)
     check_load(manifest, request.path, with_optimizer=request.optimizer, base_model=request.base_model)

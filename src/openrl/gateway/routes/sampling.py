@@ -86,7 +86,7 @@ async def create_sampling_session(call: Call) -> Response:
 async def _with_adapter(call: Call, row: SamplerRow, model_path: str) -> SamplerRow:
     checkpoint = await find_checkpoint(call, model_path)
     if checkpoint.kind != "sampler_weights":
-        bound = "sampler_weights, from which samples are drawn"
+        bound = "sampler_weights, which save_weights_for_sampler makes"
         raise BadValue(f"{model_path}: kind", checkpoint.kind, bound, "wrong_kind")
     manifest = await read_manifest(call, checkpoint)
     base_model = call.gateway.catalog.get(manifest.base_model).name
