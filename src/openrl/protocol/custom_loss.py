@@ -34,7 +34,7 @@ LOSS_FILE = "loss.json"
 _LOSS_ID = re.compile(r"loss-[0-9a-f]{40}")
 _METRIC = re.compile(r"custom/[a-z0-9_./-]{1,64}:(sum|mean)")
 _INPUT_NAME = re.compile(r"[a-z_][a-z0-9_]{0,63}")
-_CALLS = "a call of a tensor function or method that docs/losses.md lists"
+_CALLS = "a call of one of the tensor functions and methods of docs/losses.md"
 _ARGUMENTS = (
     "a number, a known word, a list of those, or one of the objects ref, tuple, slice, ellipsis, float, dtype, device"
 )

@@ -5,6 +5,7 @@ from starlette.responses import Response
 from openrl.errors import NotFound, Unauthorized
 from openrl.gateway.auth import KEY_PREFIX, credential_of, key_hash_of
 from openrl.gateway.context import Call, Route
+from openrl.gateway.identity import tenant_name
 from openrl.gateway.replies import json_reply, no_content
 from openrl.gateway.tokens import make_token
 from openrl.store.base import ApiKeyRow
@@ -15,8 +16,7 @@ _ID_DIGITS = 13  # hexadecimal: 52 bits, which every JSON reader keeps exactly
 async def get_own_key(call: Call) -> Response:
     """The key that was sent, as `tinker auth login` wants it. A tenant has no address: its name stands there."""
     key = await _own_key(call)
-    tenants = await call.gateway.store.list_tenants()
-    name = next((tenant.name for tenant in tenants if tenant.tenant_id == call.tenant_id), call.tenant_id)
+    name = await tenant_name(call.gateway, call.tenant_id)
     return json_reply(
         {
             "key_id": int(key.key_hash[:_ID_DIGITS], 16),

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from openrl.config import RatesConfig
 from openrl.errors import BadValue, InvalidRequest
 from openrl.gateway.context import Call, Route
-from openrl.gateway.identity import user_urn
+from openrl.gateway.identity import tenant_name, user_urn
 from openrl.gateway.query import read_project
 from openrl.gateway.replies import json_reply, show_metadata, show_time
 from openrl.store.base import Json
@@ -98,9 +98,7 @@ def _hour(call: Call, name: str) -> int:
 
 async def _owner(call: Call) -> tuple[str, str]:
     """URN and name of the tenant."""
-    tenants = await call.gateway.store.list_tenants()
-    name = next((tenant.name for tenant in tenants if tenant.tenant_id == call.tenant_id), call.tenant_id)
-    return user_urn(call.tenant_id), name
+    return user_urn(call.tenant_id), await tenant_name(call.gateway, call.tenant_id)
 
 
 def _bucket(hour: int, base_model: str, project_id: str, owner: tuple[str, str]) -> Json:
