@@ -72,7 +72,7 @@ def test_dense_and_sparse_matrices_may_be_mixed():
         (request([1, 2], target_tokens=ids(1, 2)), "datum 0 lacks weights"),
         (
             request([1, 2], target_tokens=ids(1, 2), weights=floats(1, 1), mask=floats(1, 1)),
-            "datum 0: input is 'mask'; it must be one of target_tokens, weights, which loss_fn 'cross_entropy' takes",
+            "datum 0 has 'mask'; loss_fn 'cross_entropy' takes target_tokens, weights",
         ),
         (request([1, 2], target_tokens=ids(1, 100), weights=floats(1, 1)), "target_tokens: entry 1 is 100"),
         (request([1, 2], target_tokens=ids(1, -2), weights=floats(1, 1)), "it must be between -1 and 99"),

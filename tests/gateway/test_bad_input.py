@@ -130,7 +130,7 @@ def test_wrong_training_requests_name_value_and_bound_and_use_up_their_number(
 def test_a_refused_recipient_and_a_refused_token_use_up_their_numbers(http: httpx.Client, owned: Owned):
     run = {"model_id": owned.run_id}
     external = {**run, "seq_id": 3, "path": "x", "age_encryption_recipients": ["age1nobody"]}
-    refused(http, "save_weights_external", external, "recipient is 'age1nobody'; it must be an age1")
+    refused(http, "save_weights_external", external, "'age1nobody' is neither an age1")
     load = {**run, "seq_id": 4, "path": owned.weights_path, "weights_access_token": "tml-nobody"}
     assert http.post("load_weights", json=load).status_code == 401
     assert result(http, "optim_step", {**run, "seq_id": 5, "adam_params": {}})["metrics"] == {"grad_norm": 1.5}

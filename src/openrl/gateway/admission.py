@@ -58,8 +58,9 @@ def _check_datum(datum: Datum, where: str, spec: LossSpec, model: BaseModelInfo)
     known = spec.inputs()
     unknown = sorted(datum.loss_inputs.keys() - known.keys())
     if unknown and not spec.ignores_others:
-        bound = f"one of {', '.join(known)}, which loss_fn {spec.name!r} takes"
-        raise BadValue(f"{where}: input", ", ".join(unknown), bound, "unknown_name")
+        takes, shown = ", ".join(known), ", ".join(unknown)
+        message = f"{where} has {', '.join(map(repr, unknown))[:200]}; loss_fn {spec.name!r} takes {takes}"
+        raise InvalidRequest(message, "unknown_name", value=shown, bound=f"one of {takes}")
     # In the spec's order, not the body's: targets come first, and a body gets the same error every time.
     for name, input_spec in known.items():
         if name in datum.loss_inputs:
@@ -138,7 +139,8 @@ def admit_optim_step(request: OptimStepRequest, family: OptimizerFamily) -> Adam
     sent = "adamw" if request.optimizer_params is None else str(request.optimizer_params.get("type"))[:80]
     is_given = request.adam_params is not None or request.optimizer_params is not None
     if is_given and sent != family:
-        raise BadValue("the type of the step's parameters", sent, f"{family!r}, which trains the run", "wrong_kind")
+        message = f"the step's parameters are of type {sent!r}; the run is trained by {family!r}"
+        raise InvalidRequest(message, "wrong_kind", value=sent, bound=f"parameters of {family}")
     params = read_optimizer_params(request)
     _check_number("learning_rate", params.learning_rate, 0.0)
     _check_number("beta1", params.beta1, 0.0, below=1.0)
@@ -183,9 +185,10 @@ def admit_optimizer(optimizer: OptimizerConfig) -> OptimizerFamily:
         case "dimuon" if fields in ({}, {"version": 1}):
             return "dimuon"
         case _:
-            asked = str(optimizer.model_dump())
-            available = "{'type': 'adamw'}, {'type': 'dimuon', 'version': 1}"
-            raise BadValue("optimizer_config", asked, f"one of {available}", "not_supported")
+            asked = str(optimizer.model_dump())[:200]
+            available = "{'type': 'adamw'} and {'type': 'dimuon', 'version': 1}"
+            message = f"optimizer_config {asked} is not available; there are {available}"
+            raise InvalidRequest(message, "not_supported", value=asked, bound=available)
 
 
 def check_load(manifest: AdapterManifest, path: str, *, with_optimizer: bool, base_model: str | None) -> None:
@@ -200,9 +203,8 @@ def check_load(manifest: AdapterManifest, path: str, *, with_optimizer: bool, ba
 def check_moments(manifest: AdapterManifest, path: str, family: OptimizerFamily, *, with_optimizer: bool) -> None:
     """Raises InvalidRequest when optimizer state of one family is asked for a run of another."""
     if with_optimizer and manifest.optimizer != family:
-        raise BadValue(
-            f"the optimizer of {path}", manifest.optimizer, f"{family!r}, which trains the run", "wrong_kind"
-        )
+        message = f"{path} holds optimizer state of {manifest.optimizer}; the run is trained by {family}"
+        raise InvalidRequest(message, "wrong_kind", value=manifest.optimizer, bound=f"state of {family}")
 
 
 def check_sampler_save(request: SaveWeightsForSamplerRequest) -> None:

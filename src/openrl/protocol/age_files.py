@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import pyrage
 
-from openrl.errors import BadValue, InvalidRequest
+from openrl.errors import MAX_SHOWN_CHARACTERS, InvalidRequest
 
 SUFFIX = ".age"
 _SECRET_MARKS = ("AGE-SECRET-KEY-", "PRIVATE KEY")
@@ -21,7 +21,9 @@ def parse_recipient(text: str) -> Recipient:
         if any(mark in text.upper() for mark in _SECRET_MARKS):
             message = f"age_encryption_recipients holds a private key; send {_BOUND}, and replace that key by another"
             raise InvalidRequest(message, "malformed", bound=_BOUND) from None
-        raise BadValue("age_encryption_recipients: recipient", text, f"{_BOUND} ({error})", "malformed") from None
+        shown = repr(text[:MAX_SHOWN_CHARACTERS])
+        message = f"age_encryption_recipients: {shown} is neither an age1… key nor an SSH public key: {error}"
+        raise InvalidRequest(message, "malformed", value=text, bound=_BOUND) from None
 
 
 def encrypt_files(files: Mapping[str, bytes], recipients: Sequence[str]) -> dict[str, bytes]:

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from starlette.responses import FileResponse, Response
 
-from openrl.errors import BadValue, NotFound
+from openrl.errors import BadValue, InvalidRequest, NotFound
 from openrl.gateway.body import read_body
 from openrl.gateway.checkpoint_access import MANIFEST_FILE, check_name_is_free
 from openrl.gateway.context import Call, Gateway, Route
@@ -30,8 +30,8 @@ async def save_weights_external(call: Call) -> Response:
 
 async def _admit_save(call: Call, run: RunRow, request: SaveWeightsExternalRequest, body: bytes) -> bytes:
     if request.age_encryption_recipients == ():
-        bound = "left out, to store the files as they are, or name a recipient"
-        raise BadValue("age_encryption_recipients", [], bound)
+        message = "age_encryption_recipients is empty; leave it out to store the files as they are"
+        raise InvalidRequest(message, "out_of_range", value=[], bound="left out, or 1 to 10 recipients")
     for recipient in request.age_encryption_recipients or ():
         parse_recipient(recipient)
     await check_name_is_free(
