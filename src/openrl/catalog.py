@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from openrl.config import ModelConfig
-from openrl.errors import InvalidRequest, NotFound
+from openrl.errors import MAX_SHOWN_CHARACTERS, InvalidRequest, NotFound
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,8 @@ class Catalog:
         """Raises NotFound with the names that are served."""
         if name not in self._by_name:
             served = ", ".join(self._by_name) or "none"
-            raise NotFound(f"base model {name!r} is not served here; served: {served}")
+            message = f"base model {name[:MAX_SHOWN_CHARACTERS]!r} is not served here; served: {served}"
+            raise NotFound(message, value=name, bound=f"one of {served}")
         return self._by_name[name]
 
     def all(self) -> tuple[BaseModelInfo, ...]:

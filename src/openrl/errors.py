@@ -9,6 +9,7 @@ OpenRLError
 ├── NotFound            no such thing, or it belongs to another tenant
 ├── QuotaExceeded       allowed, but not now: slow down
 ├── SessionEnded        the session was finished or expired
+├── ResultExpired       a result was kept for a while only
 ├── RequestTimeout      a long poll ended without an answer: ask again
 ├── Unavailable         the server cannot do this at the moment (starting, draining, disk full)
 │   └── WorkerLost      the worker that ran the request went away
@@ -18,8 +19,6 @@ OpenRLError
 from typing import Literal
 
 ErrorCategory = Literal["user", "server", "unknown"]
-
-
 ErrorCode = Literal[
     "invalid_request",
     "malformed",
@@ -39,13 +38,15 @@ ErrorCode = Literal[
     "not_found",
     "slow_down",
     "session_ended",
+    "expired",
     "not_ready",
     "unavailable",
-    "worker_lost",
     "request_failed",
     "internal",
 ]
 """What clients may rely on; `docs/errors.md` explains each."""
+MAX_SHOWN_CHARACTERS = 120
+"""Of what a client sent, in a message."""
 
 
 class OpenRLError(Exception):
@@ -57,10 +58,14 @@ class OpenRLError(Exception):
     bound: str | None = None
     """What it must be."""
 
-    def __init__(self, message: str, code: ErrorCode | None = None) -> None:
+    def __init__(
+        self, message: str, code: ErrorCode | None = None, *, value: object = None, bound: str | None = None
+    ) -> None:
         super().__init__(message)
         if code is not None:
             self.code = code
+        self.value = value
+        self.bound = bound
 
 
 class InvalidRequest(OpenRLError):
@@ -74,10 +79,8 @@ class BadValue(InvalidRequest):
 
     def __init__(self, name: str, value: object, bound: str, code: ErrorCode = "out_of_range") -> None:
         """`bound` completes "it must be"."""
-        shown = repr(value) if isinstance(value, str) else value
-        super().__init__(f"{name} is {shown}; it must be {bound}", code)
-        self.value = value
-        self.bound = bound
+        shown = repr(value[:MAX_SHOWN_CHARACTERS]) if isinstance(value, str) else str(value)[:MAX_SHOWN_CHARACTERS]
+        super().__init__(f"{name} is {shown}; it must be {bound}", code, value=value, bound=bound)
 
 
 class PayloadTooLarge(InvalidRequest):
@@ -101,6 +104,11 @@ class NotFound(OpenRLError):
 
     code = "not_found"
 
+    @classmethod
+    def of(cls, what: str, name: str) -> "NotFound":
+        """The one wording of a missing thing: a stranger's must not be told from it."""
+        return cls(f"{what} {name[:MAX_SHOWN_CHARACTERS]!r} does not exist", value=name)
+
 
 class QuotaExceeded(OpenRLError):
     """Allowed, but not now."""
@@ -112,6 +120,25 @@ class SessionEnded(OpenRLError):
     """The session was finished by its client or expired."""
 
     code = "session_ended"
+
+    @classmethod
+    def of(cls, session_id: str, state: str, reason: str | None, use: str = "") -> "SessionEnded":
+        """`use` is what was asked of it."""
+        for_use = f" for {use}" if use else ""
+        message = f"session {session_id!r} is {state} ({reason}); make a new one{for_use}"
+        return cls(message, value=session_id, bound="an active session")
+
+    @classmethod
+    def of_run(cls, run_id: str) -> "SessionEnded":
+        """A run of a session that is over, or one that was unloaded."""
+        message = f"training run {run_id!r} is closed; load its last checkpoint into a new one"
+        return cls(message, value=run_id, bound="a training run that is open")
+
+
+class ResultExpired(OpenRLError):
+    """The result was kept for a while only; clients draw a lost sample again."""
+
+    code = "expired"
 
 
 class RequestTimeout(OpenRLError):
@@ -128,8 +155,6 @@ class Unavailable(OpenRLError):
 
 class WorkerLost(Unavailable):
     """The worker that ran the request went away."""
-
-    code = "worker_lost"
 
 
 class RequestFailed(OpenRLError):

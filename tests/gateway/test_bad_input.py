@@ -12,10 +12,12 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from openrl.gateway.app import all_routes
+from openrl.gateway.routes.api_keys import delete_own_key
 from openrl.protocol.codec import encode_forward_backward
 from openrl.protocol.datum import ForwardBackwardInput
 from tests.gateway.gateway_server import MODEL, GatewayServer
 from tests.gateway.raw_client import Owned, create_owned, datum, post, result, sample_body
+from tests.gateway.refusals import Refusals
 
 
 @pytest.fixture
@@ -98,13 +100,25 @@ def test_wrong_training_requests_name_value_and_bound_and_use_up_their_number(
 ):
     run = {"model_id": owned.run_id}
     refused(http, "optim_step", {**run, "seq_id": 3, "adam_params": {"learning_rate": -1.0}}, "learning_rate is -1.0")
-    refused(http, "optim_step", {**run, "seq_id": 4, "adam_params": {"beta1": "x"}}, "adam_params.beta1", "not 'x'")
+    refused(
+        http,
+        "optim_step",
+        {**run, "seq_id": 4, "adam_params": {"beta1": "x"}},
+        "adam_params.beta1 is 'x'; it must be a valid number",
+    )
     refused(http, "optim_step", {**run, "seq_id": 5, "optimizer_params": {"type": "dimuon"}}, "'dimuon'", "adamw")
     refused(http, "optim_step", {**run, "seq_id": 6}, "adam_params is missing")
-    refused(http, "save_weights", {**run, "seq_id": 7, "path": "../x"}, "checkpoint name '../x' is not valid")
+    refused(
+        http, "save_weights", {**run, "seq_id": 7, "path": "../x"}, "checkpoint name is '../x'; it must be 1 to 200"
+    )
     refused(http, "save_weights", {**run, "seq_id": 8, "path": "x", "ttl_seconds": 60}, "ttl_seconds", "3600")
     refused(http, "save_weights_for_sampler", {**run, "seq_id": 9}, "either path")
-    refused(http, "load_weights", {**run, "seq_id": 10, "path": owned.sampler_path}, "kind sampler_weights")
+    refused(
+        http,
+        "load_weights",
+        {**run, "seq_id": 10, "path": owned.sampler_path},
+        "kind is 'sampler_weights'; it must be weights",
+    )
     body = encode_forward_backward(ForwardBackwardInput(owned.run_id, 11, (datum([1, 600]),), "cross_entropy"))
     assert http.post("forward_backward", content=body).status_code == 400
     image = (
@@ -131,7 +145,7 @@ def test_a_refused_recipient_and_a_refused_token_use_up_their_numbers(http: http
 
 def test_requests_without_a_valid_number_are_refused(http: httpx.Client, owned: Owned):
     refused(http, "optim_step", {"model_id": owned.run_id, "seq_id": 0, "adam_params": {}}, "seq_id")
-    refused(http, "optim_step", {"model_id": owned.run_id, "adam_params": {}}, "seq_id: Field required")
+    refused(http, "optim_step", {"model_id": owned.run_id, "adam_params": {}}, "seq_id is missing")
     body = encode_forward_backward(ForwardBackwardInput(owned.run_id, 0, (datum([1]),), "cross_entropy"))
     assert http.post("forward_backward", content=body).status_code == 400
 
@@ -225,11 +239,12 @@ SEGMENTS = st.sampled_from(["a:train:0", "weights", "sampler_weights", "x"]) | s
 def test_no_body_whatever_gives_a_server_error(http: httpx.Client, body: bytes, segments: tuple[str, str, str]):
     run_id, kind, name = (quote(segment, safe="") for segment in segments)
     others = {"session_id": run_id, "sampler_id": run_id, "token": name}
+    refusals = Refusals(http)
     for _, route in all_routes():
+        if route.handler is delete_own_key:  # nothing can be wrong with it, and every later call would be
+            continue
         path = route.path.format(run_id=run_id, kind=kind, name=name, **others)
-        answer = http.request(route.method, path.lstrip("/"), content=body)
-        assert answer.status_code < 500, (route, body, answer.text)
-        assert answer.status_code != 409
+        refusals.check(http.request(route.method, path.lstrip("/"), content=body), route, body)
 
 
 def test_deeply_nested_and_odd_json_is_refused(http: httpx.Client, owned: Owned):

@@ -53,7 +53,7 @@ def test_a_refused_value_comes_with_its_code_its_bound_and_a_page_that_explains_
         ("POST", "get_info", {}, 400, "missing"),
         ("POST", "get_info", {"model_id": "nobody:train:0"}, 404, "not_found"),
         ("GET", "no/such/path", None, 404, "not_found"),
-        ("PATCH", "sessions", None, 405, "invalid_request"),
+        ("PATCH", "sessions", None, 405, "not_supported"),
     ],
 )
 def test_every_refusal_has_the_same_shape(

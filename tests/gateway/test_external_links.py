@@ -82,4 +82,4 @@ def test_only_external_weights_have_links_to_single_files(site: Site):
     owned = create_owned(site.http)
     answer = site.http.get(f"training_runs/{owned.run_id}/checkpoints/weights/w/external_weights_urls")
     assert answer.status_code == 400
-    assert "kind weights" in answer.json()["detail"]
+    assert "kind is 'weights'; it must be external_weights" in answer.json()["detail"]

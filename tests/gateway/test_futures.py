@@ -24,7 +24,15 @@ def test_a_poll_is_held_and_then_told_to_come_again(http: httpx.Client, owned: O
     answer = http.post("retrieve_future", json={"request_id": request_id})
     assert time.monotonic() - started >= 0.45
     assert answer.status_code == 408
-    assert answer.json() == {"type": "try_again", "request_id": request_id, "queue_state": "active"}
+    content = answer.json()
+    assert content.pop("docs").endswith("/docs/errors#not_ready")
+    assert content == {
+        "type": "try_again",
+        "request_id": request_id,
+        "queue_state": "active",
+        "code": "not_ready",
+        "detail": f"request {request_id} has no result yet; ask again",
+    }
 
 
 def test_a_result_can_be_fetched_several_times(http: httpx.Client, owned: Owned):
@@ -49,7 +57,8 @@ def test_a_cancelled_sample_fails_and_the_scheduler_is_told(http: httpx.Client, 
     assert http.post("cancel_future", json={"request_id": request_id}).status_code == 200
     assert server.cancelled == [request_id]
     answer = post(http, "retrieve_future", {"request_id": request_id})
-    assert answer == {"error": "the request was cancelled", "category": "user"}
+    assert answer.pop("docs").endswith("/docs/errors#request_failed")
+    assert answer == {"error": "the request was cancelled", "category": "user", "code": "request_failed"}
     assert http.post("cancel_future", json={"request_id": request_id}).status_code == 200
     assert server.cancelled == [request_id]
 

@@ -1,5 +1,7 @@
 """Clients that send and receive passes and samples as JSON: SDKs before 0.25."""
 
+import itertools
+import json
 from typing import Any
 
 import httpx
@@ -73,7 +75,7 @@ def test_a_sample_comes_back_as_json_only_to_those_who_accept_nothing_else(http:
             {"weights": {"data": [1.0], "dtype": "float32", "shape": [1]}},
             "weights: rows is 1; it must be the datum's number of tokens, 3",
         ),
-        ({"weights": {"data": [1e300, 0, 0], "dtype": "float32"}}, "reach from 0.0 to 1e+300"),
+        ({"weights": {"data": [1e300, 0, 0], "dtype": "float32"}}, "entry is 1e+300; it must be between -3.4028"),
         ({"weights": {"data": ["a"], "dtype": "float32"}}, "weights.data"),
         ({"target_tokens": {"data": [1, 2, 600], "dtype": "int64"}}, "entry 2 is 600"),
     ],
@@ -85,6 +87,33 @@ def test_a_refused_body_names_the_value_and_uses_up_its_number(
     assert answer.status_code == 400
     assert part in answer.json()["detail"]
     assert server.call(server.store.run_progress(owned.run_id))[1] == 4
+
+
+@pytest.mark.parametrize(
+    ("path", "field"), [("forward", "forward_input"), ("forward_backward", "forward_backward_input")]
+)
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_a_body_over_the_limit_is_refused_and_uses_up_its_number(
+    http: httpx.Client, owned: Owned, server: GatewayServer, path: str, field: str, is_streamed: bool
+):
+    large = body(owned, field, 3, weights={"data": [0.123456789] * 200_000, "dtype": "float32"})
+    content = json.dumps(large).encode()
+    pieces = (content[at : at + 2**16] for at in range(0, len(content), 2**16))
+    headers = {"content-type": "application/json"}
+    answer = http.post(path, content=pieces if is_streamed else content, headers=headers)
+    shown = answer.status_code, answer.json()["code"], answer.json()["bound"]
+    assert shown == (413, "too_large", f"at most {2**20} bytes")
+    assert answer.json()["value"] > 2**20
+    assert server.call(server.store.run_progress(owned.run_id))[1] == 4
+    assert post(http, path, body(owned, field, 4))["request_id"], "the run goes on"
+
+
+def test_a_body_far_over_the_limit_is_not_read_to_its_end(http: httpx.Client, owned: Owned, server: GatewayServer):
+    content = json.dumps(body(owned, "forward_input", 3)).encode()
+    padded = itertools.chain(itertools.repeat(b" " * 2**16, 100), [content])
+    answer = http.post("forward", content=padded, headers={"content-type": "application/json"})
+    assert answer.status_code == 413
+    assert server.call(server.store.run_progress(owned.run_id))[1] == 3
 
 
 def test_another_tenant_neither_trains_the_run_nor_reads_its_results(

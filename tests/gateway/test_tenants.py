@@ -1,6 +1,6 @@
 """What belongs to one tenant does not exist for another, on every endpoint."""
 
-from typing import Any
+from dataclasses import asdict, replace
 
 import httpx
 import pytest
@@ -9,6 +9,9 @@ from openrl.protocol.codec import encode_forward_backward
 from openrl.protocol.datum import Datum, ForwardBackwardInput
 from tests.gateway.gateway_server import MODEL, GatewayServer
 from tests.gateway.raw_client import Owned, create_owned, datum
+from tests.gateway.valid_calls import owned_calls
+
+NOBODYS = "00000000-0000-4000-8000-000000000000"
 
 
 @pytest.fixture
@@ -16,65 +19,22 @@ def owned(http: httpx.Client) -> Owned:
     return create_owned(http)
 
 
-def json_calls(owned: Owned) -> list[tuple[str, str, dict[str, Any] | None]]:
-    run, path = owned.run_id, owned.sampler_path
-    at = f"training_runs/{run}/checkpoints"
-    step = {"model_id": run, "seq_id": 50}
-    new_run = {"session_id": owned.session_id, "model_seq_id": 9}
-    new_sampler = {"session_id": owned.session_id, "sampling_session_seq_id": 7}
-    return [
-        ("POST", "session_heartbeat", {"session_id": owned.session_id}),
-        ("POST", f"sessions/{owned.session_id}/finish", {"reason": {"type": "success"}}),
-        ("GET", f"sessions/{owned.session_id}", None),
-        (
-            "POST",
-            "create_model",
-            {**new_run, "base_model": MODEL.name, "lora_config": {"rank": 8}},
-        ),
-        ("POST", "load_weights", {**new_run, "path": owned.weights_path}),
-        ("POST", "load_weights", {**step, "path": owned.weights_path}),
-        ("POST", "get_info", {"model_id": run}),
-        ("POST", "optim_step", {**step, "adam_params": {}}),
-        ("POST", "save_weights", {**step, "path": "x"}),
-        ("POST", "save_weights_for_sampler", {**step, "path": "x"}),
-        ("POST", "save_weights_external", {**step, "path": "x"}),
-        ("POST", "unload_model", {"model_id": run}),
-        (
-            "POST",
-            "create_sampling_session",
-            {**new_sampler, "base_model": MODEL.name},
-        ),
-        ("GET", f"samplers/{owned.sampler_id}", None),
-        (
-            "POST",
-            "asample",
-            {
-                "sampling_session_id": owned.sampler_id,
-                "seq_id": 50,
-                "prompt": {"chunks": [{"tokens": [1]}]},
-                "sampling_params": {"max_tokens": 1},
-            },
-        ),
-        ("POST", "retrieve_future", {"request_id": owned.request_id}),
-        ("POST", "cancel_future", {"request_id": owned.request_id}),
-        ("GET", f"training_runs/{run}", None),
-        ("GET", at, None),
-        ("DELETE", f"{at}/sampler_weights/s", None),
-        ("POST", f"{at}/sampler_weights/s/publish", None),
-        ("DELETE", f"{at}/sampler_weights/s/publish", None),
-        ("PUT", f"{at}/sampler_weights/s/ttl", {"ttl_seconds": 3600}),
-        ("GET", f"{at}/sampler_weights/s/archive", None),
-        ("POST", "weights_info", {"tinker_path": path}),
-        ("PUT", f"sessions/{owned.session_id}/project", {"project_id": "mine"}),
-        ("GET", f"sessions/{owned.session_id}/trace_export", None),
-    ]
+def anonymous(text: str, owned: Owned) -> str:
+    """An answer without the ids that it repeats."""
+    return text.replace(owned.session_id, "?").replace(owned.request_id, "?")
 
 
 def test_another_tenants_things_are_not_found_anywhere(owned: Owned, bob_http: httpx.Client, server: GatewayServer):
+    missing = replace(
+        owned, **{name: value.replace(owned.session_id, NOBODYS) for name, value in asdict(owned).items()}
+    )
+    missing = replace(missing, request_id=NOBODYS)
     num_requests = len(server.store._requests)
-    for method, path, body in json_calls(owned):
-        answer = bob_http.request(method, path, json=body)
-        assert answer.status_code == 404, (method, path, answer.text)
+    for theirs, nobodys in zip(owned_calls(owned), owned_calls(missing), strict=True):
+        answers = [bob_http.request(method, path, json=body) for method, path, body in (theirs, nobodys)]
+        assert [answer.status_code for answer in answers] == [404, 404], (theirs, answers[0].text)
+        shown = [anonymous(answer.text, each) for answer, each in zip(answers, (owned, missing), strict=True)]
+        assert shown[0] == shown[1]
     body = encode_forward_backward(ForwardBackwardInput(owned.run_id, 50, (datum([1, 2]),), "cross_entropy"))
     assert bob_http.post("forward_backward", content=body).status_code == 404
     assert len(server.store._requests) == num_requests

@@ -21,8 +21,19 @@ def test_ssh_public_keys_are_recipients_too():
     assert parse_recipient(SSH)
 
 
-@pytest.mark.parametrize("text", ["", "alice", "age1xyz", "AGE-SECRET-KEY-1QQ", "ssh-rsa AAAA", "age1" + "q" * 300])
+@pytest.mark.parametrize("text", ["", "alice", "age1xyz", "ssh-rsa AAAA", "age1" + "q" * 300])
 def test_what_is_no_public_key_is_refused_by_name(text: str):
     with pytest.raises(InvalidRequest) as refused:
         parse_recipient(text)
     assert repr(text)[:60] in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["AGE-SECRET-KEY-1QQ", "age-secret-key-1qq", "-----BEGIN OPENSSH PRIVATE KEY-----\nb3Bl"]
+)
+def test_a_private_key_is_refused_and_repeated_nowhere(text: str):
+    with pytest.raises(InvalidRequest, match="holds a private key") as refused:
+        parse_recipient(text)
+    assert refused.value.value is None
+    assert "1qq" not in str(refused.value).lower()
+    assert "b3Bl" not in str(refused.value)

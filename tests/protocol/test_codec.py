@@ -23,7 +23,7 @@ from openrl.protocol.codec import (
     encode_sample_response,
 )
 from openrl.protocol.datum import Datum, DenseArray, ForwardBackwardInput, ProvenanceSpan, SparseCsr
-from openrl.protocol.prefix import read_address
+from openrl.protocol.oversized import read_address, read_json_address
 from openrl.protocol.results import ForwardBackwardResult, SampledSequence, SampleResult, TopkLogprobs
 
 FLOATS = hnp.arrays(np.float32, hnp.array_shapes(min_dims=1, max_dims=2, min_side=0, max_side=5))
@@ -212,21 +212,39 @@ def csr_of(crow: list[int], col: list[int], num_values: int) -> pb.SparseCsr:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"dense": b"abc", "dtype": 1}, "datum 0 'w': 3 bytes are not a whole number of float32 values"),
-        ({"dense": bytes(8), "dtype": 1, "shape": [3]}, "2 values do not fill shape [3] (3 values)"),
-        ({"dense": bytes(8), "dtype": 1, "shape": [2**62, 4]}, "do not fill shape"),
-        ({"dense": bytes(8), "dtype": 1, "shape": [-1, -2]}, "negative size"),
-        ({"dense": bytes(4), "dtype": 1, "shape": [1] * 65}, "65 dimensions: "),
-        ({"dense": b"", "dtype": 1, "shape": [0, 2**62, 2**62]}, "3 dimensions: "),
+        (
+            {"dense": b"abc", "dtype": 1},
+            "datum 0 'w': number of bytes is 3; it must be a multiple of 4, of whole float32 values",
+        ),
+        ({"dense": bytes(8), "dtype": 1, "shape": [3]}, "number of values is 2; it must be 3, to fill shape [3]"),
+        ({"dense": bytes(8), "dtype": 1, "shape": [2**62, 4]}, "to fill shape [4611686018427387904, 4]"),
+        ({"dense": bytes(8), "dtype": 1, "shape": [-1, -2]}, "shape is [-1, -2]; it must be of sizes of at least 0"),
+        ({"dense": bytes(4), "dtype": 1, "shape": [1] * 65}, "must be one that an array can have (maximum"),
+        ({"dense": b"", "dtype": 1, "shape": [0, 2**62, 2**62]}, "must be one that an array can have"),
         ({"dense": bytes(8), "dtype": 0}, "dtype is 0; it must be"),
         ({"dense": bytes(8), "dtype": 77}, "dtype is 77; it must be"),
-        ({"sparse_csr": csr_of([0, 1], [0], 1), "dtype": 1, "shape": [1]}, "2 dimensions, not shape [1]"),
-        ({"sparse_csr": csr_of([0, 1], [0], 1), "dtype": 1, "shape": [2, 2]}, "2 crow_indices for 2 rows"),
-        ({"sparse_csr": csr_of([0, 1], [0, 1], 1), "dtype": 1, "shape": [1, 2]}, "2 col_indices for 1 values"),
-        ({"sparse_csr": csr_of([0, 2, 1], [0], 1), "dtype": 1, "shape": [2, 2]}, "crow_indices must rise from 0"),
-        ({"sparse_csr": csr_of([0, 1], [5], 1), "dtype": 1, "shape": [1, 2]}, "col_indices reach from 5 to 5"),
+        ({"sparse_csr": csr_of([0, 1], [0], 1), "dtype": 1, "shape": [1]}, "shape is [1]; it must be of 2 dimensions"),
+        (
+            {"sparse_csr": csr_of([0, 1], [0], 1), "dtype": 1, "shape": [2, 2]},
+            "number of crow_indices is 2; it must be rows + 1, 3",
+        ),
+        (
+            {"sparse_csr": csr_of([0, 1], [0, 1], 1), "dtype": 1, "shape": [1, 2]},
+            "number of col_indices is 2; it must be that of values, 1",
+        ),
+        (
+            {"sparse_csr": csr_of([0, 2, 1], [0], 1), "dtype": 1, "shape": [2, 2]},
+            "crow_indices is [0, 2, 1]; it must be numbers that rise from 0 to",
+        ),
+        (
+            {"sparse_csr": csr_of([0, 1], [5], 1), "dtype": 1, "shape": [1, 2]},
+            "largest of col_indices is [5, 5]; it must be 0 to 1",
+        ),
         ({"sparse_csr": csr_of([0, 2], [1, 1], 2), "dtype": 1, "shape": [1, 2]}, "rise within each row"),
-        ({"sparse_csr": csr_of([], [], 0), "dtype": 1, "shape": [2**62, 2]}, "0 crow_indices for"),
+        (
+            {"sparse_csr": csr_of([], [], 0), "dtype": 1, "shape": [2**62, 2]},
+            "number of crow_indices is 0; it must be rows + 1",
+        ),
     ],
 )
 def test_malformed_tensors_are_refused_with_value_and_bound(fields: dict[str, Any], message: str):
@@ -246,3 +264,22 @@ def test_damaged_bodies_raise_nothing_but_invalid_request(
         read_address(damaged)
         with contextlib.suppress(InvalidRequest):
             decode_forward_backward(damaged)
+
+
+@pytest.mark.parametrize(
+    ("end", "address"),
+    [
+        (b'... "model_id": "a:train:0", "seq_id": 3}', ("a:train:0", 3)),
+        (b'"model_id":"\xc3\xa9","seq_id":2147} \n', ("é", 2147)),
+        (b'{"x": "\\"model_id\\": \\"b\\"", "model_id": "a", "seq_id": 3}', ("a", 3)),
+        (b'"model_id": "a", "seq_id": 0}', None),
+        (b'"model_id": "a", "seq_id": 3', None),
+        (b'"model_id": "a", "seq_id": 3}}', None),
+        (b'"model_id": "\xff", "seq_id": 3}', None),
+        (b'"model_id": "", "seq_id": 3}', None),
+        (b'"seq_id": 3}', None),
+        (b"", None),
+    ],
+)
+def test_a_json_body_ends_with_its_address(end: bytes, address: tuple[str, int] | None):
+    assert read_json_address(end) == address

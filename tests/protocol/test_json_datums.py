@@ -95,24 +95,24 @@ def test_a_tensor_without_shape_is_a_row():
 @pytest.mark.parametrize(
     ("tensor", "part"),
     [
-        ({"data": [1], "dtype": "int64", "shape": [2]}, "1 values do not fill shape [2]"),
-        ({"data": [1], "dtype": "int64", "shape": [-1]}, "a negative size"),
-        ({"data": [], "dtype": "int64", "shape": [0, 2**70]}, "2 dimensions: "),
-        ({"data": [1], "dtype": "int64", "shape": [1] * 65}, "65 dimensions: "),
-        ({"data": [1e39], "dtype": "float32"}, "reach from 1e+39 to 1e+39"),
-        ({"data": [10**400], "dtype": "float32"}, "reach from 1000000000"),
-        ({"data": [1], "dtype": "int64", "shape": [2**62, 4]}, "do not fill shape"),
-        ({"data": [1.5], "dtype": "int64"}, "the data has fractions"),
-        ({"data": [2**63], "dtype": "int64"}, "reach from 9223372036854775808"),
-        ({"data": [1], "dtype": "int64", "sparse_crow_indices": [0]}, "a sparse tensor has 2 dimensions"),
+        ({"data": [1], "dtype": "int64", "shape": [2]}, "number of values is 1; it must be 2, to fill shape [2]"),
+        ({"data": [1], "dtype": "int64", "shape": [-1]}, "shape is [-1]; it must be of sizes of at least 0"),
+        ({"data": [], "dtype": "int64", "shape": [0, 2**70]}, "must be one that an array can have"),
+        ({"data": [1], "dtype": "int64", "shape": [1] * 65}, "must be one that an array can have (maximum"),
+        ({"data": [1e39], "dtype": "float32"}, "entry is 1e+39; it must be between -3.4"),
+        ({"data": [10**400], "dtype": "float32"}, "entry is 1000000000"),
+        ({"data": [1], "dtype": "int64", "shape": [2**62, 4]}, "to fill shape [4611686018427387904, 4]"),
+        ({"data": [1.5], "dtype": "int64"}, "entry is 1.5; it must be a whole number, as dtype is int64"),
+        ({"data": [2**63], "dtype": "int64"}, "entry is 9223372036854775808; it must be between"),
+        ({"data": [1], "dtype": "int64", "sparse_crow_indices": [0]}, "of 2 dimensions, as the tensor is sparse"),
         ({"data": [1], "dtype": "int64", "shape": [1, 1], "sparse_crow_indices": [0, 1]}, "come together"),
         (
             {"data": [], "dtype": "int64", "shape": [-1, 1], "sparse_crow_indices": [], "sparse_col_indices": []},
-            "negative",
+            "shape is [-1, 1]; it must be of sizes of at least 0",
         ),
         (
             {"data": [1], "dtype": "int64", "shape": [1, 1], "sparse_crow_indices": [0, 1], "sparse_col_indices": [1]},
-            "columns: 1",
+            "it must be 0 to 0",
         ),
     ],
 )
@@ -125,8 +125,8 @@ def test_a_malformed_tensor_is_refused_with_its_place(tensor: dict[str, Any], pa
 @pytest.mark.parametrize(
     ("chunk", "part"),
     [
-        ({"type": "image", "data": "", "format": "png"}, "'image'; this server takes encoded_text"),
-        ({"type": "encoded_text", "tokens": [2**31]}, "datum 0 tokens reach from 2147483648"),
+        ({"type": "image", "data": "", "format": "png"}, "type is 'image'; it must be encoded_text"),
+        ({"type": "encoded_text", "tokens": [2**31]}, "datum 0 tokens: entry is 2147483648; it must be between"),
     ],
 )
 def test_a_chunk_that_is_no_text_is_refused(chunk: dict[str, Any], part: str):

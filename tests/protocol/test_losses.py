@@ -32,7 +32,7 @@ def test_unknown_settings_are_refused_by_name(name: str):
         ("dro", {"beta": -0.1}, "beta is -0.1"),
         ("dro", {"beta": float("nan")}, "beta is nan"),
         ("ppo", {"clip_high_threshold": float("inf")}, "clip_high_threshold is inf"),
-        ("ppo", {"clip_low_threshold": "0.8"}, "must be a number, not the text '0.8'"),
+        ("ppo", {"clip_low_threshold": "0.8"}, "is '0.8'; it must be a number, not a text"),
         ("gspo", {"clip_low_threshold": 1.5}, "clip_low_threshold 1.5 is above clip_high_threshold"),
         ("stable_reinforce", {"sequence_ratio_low": 3.0}, "sequence_ratio_low 3.0 is above sequence_ratio_high"),
     ],

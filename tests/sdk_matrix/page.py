@@ -52,9 +52,6 @@ NOTES = """
 * Sessions are finished by `close()` from 0.27 on; older clients just stop their heartbeats.
 * `forward_backward_custom` and `get_tokenizer` are not in the script: they need torch and transformers, and no
   endpoint of their own.
-* A JSON body over the size limit is refused with 413 without using up its number, because the number comes last in
-  the body; its run then waits for that number. Clients split their data at 5 MB, so this takes a single datum of more
-  than `gateway.max_body_bytes`.
 * A version newer than the last one here is tried too. If it fails, the test says what it asks of a server that the
   last one did not: endpoints, methods, `client/config` flags, fields of types and messages.
 """

@@ -53,13 +53,14 @@ def _check_datum(datum: Datum, where: str, spec: LossSpec, model: BaseModelInfo)
     _check_ids(datum.tokens, 0, model, f"{where}: tokens")
     missing = sorted(spec.required.keys() - datum.loss_inputs.keys())
     if missing:
-        raise InvalidRequest(f"{where} lacks {', '.join(missing)}, which loss_fn {spec.name!r} needs", "missing")
+        message = f"{where} lacks {', '.join(missing)}, which loss_fn {spec.name!r} needs"
+        raise InvalidRequest(message, "missing", bound=f"inputs {', '.join(spec.required)}")
     known = spec.inputs()
     unknown = sorted(datum.loss_inputs.keys() - known.keys())
     if unknown and not spec.ignores_others:
-        takes = ", ".join(known)
+        takes, shown = ", ".join(known), ", ".join(unknown)
         message = f"{where} has {', '.join(map(repr, unknown))[:200]}; loss_fn {spec.name!r} takes {takes}"
-        raise InvalidRequest(message, "unknown_name")
+        raise InvalidRequest(message, "unknown_name", value=shown, bound=f"one of {takes}")
     # In the spec's order, not the body's: targets come first, and a body gets the same error every time.
     for name, input_spec in known.items():
         if name in datum.loss_inputs:
@@ -75,9 +76,7 @@ def _check_loss_input(value: LossInput, where: str, spec: LossInputSpec, datum: 
         raise BadValue(f"{where}: dtype", entries.dtype.name, f"{spec.dtype}", code="wrong_dtype")
     shape = tuple(value.shape)
     if spec.rank is not None and len(shape) != spec.rank and not (spec.rank == 0 and entries.size == 1):
-        raise InvalidRequest(
-            f"{where} has rank {len(shape)}; the loss declares it with rank {spec.rank}", "wrong_shape"
-        )
+        raise BadValue(f"{where}: rank", len(shape), f"{spec.rank}, as the loss declares it", "wrong_shape")
     if spec.is_per_token:
         _check_per_token(value, where, spec, datum)
     elif len(shape) == 2 and shape[1] > MAX_TARGETS_PER_TOKEN:
@@ -108,7 +107,7 @@ def _check_values(entries: DenseArray, where: str, minimum: float) -> None:
     if bool(is_bad.any()):
         at = int(np.argmax(is_bad))
         bound = "finite" if minimum == -math.inf else f"finite and at least {minimum}"
-        raise BadValue(f"{where}: entry {at}", entries.reshape(-1)[at], bound, "not_finite")
+        raise BadValue(f"{where}: entry {at}", entries.reshape(-1)[at].item(), bound, "not_finite")
 
 
 def _check_spans(datum: Datum, where: str) -> None:
@@ -128,7 +127,7 @@ def _check_ids(
     if values.size and (int(values.min()) < low or int(values.max()) > high):
         flat = values.reshape(-1)
         at = int(np.argmax((flat < low) | (flat > high)))
-        raise BadValue(f"{where}: entry {at}", flat[at], f"between {low} and {high}", "outside_vocabulary")
+        raise BadValue(f"{where}: entry {at}", flat[at].item(), f"between {low} and {high}", "outside_vocabulary")
 
 
 def _entries(value: LossInput) -> DenseArray:
@@ -141,7 +140,7 @@ def admit_optim_step(request: OptimStepRequest, family: OptimizerFamily) -> Adam
     is_given = request.adam_params is not None or request.optimizer_params is not None
     if is_given and sent != family:
         message = f"the step's parameters are of type {sent!r}; the run is trained by {family!r}"
-        raise InvalidRequest(message, "wrong_kind")
+        raise InvalidRequest(message, "wrong_kind", value=sent, bound=f"parameters of {family}")
     params = read_optimizer_params(request)
     _check_number("learning_rate", params.learning_rate, 0.0)
     _check_number("beta1", params.beta1, 0.0, below=1.0)
@@ -154,13 +153,13 @@ def admit_optim_step(request: OptimStepRequest, family: OptimizerFamily) -> Adam
 
 def _check_number(name: str, value: float, minimum: float, below: float = math.inf) -> None:
     if not minimum <= value < below:
-        raise BadValue(name, value, f"at least {minimum} and below {below}")
+        raise BadValue(name, value, f"at least {minimum:g}" + (f" and below {below:g}" if below < math.inf else ""))
 
 
 def admit_lora(lora: LoraConfig | None, config: GatewayConfig) -> LoraConfig:
     """The adapter to train; raises InvalidRequest."""
     if lora is None:
-        raise InvalidRequest("lora_config is missing: this server trains LoRA adapters", "missing")
+        raise InvalidRequest("lora_config is missing; this server trains LoRA adapters, so give its rank", "missing")
     check_rank(lora.rank, config)
     if lora.seed is not None and lora.seed >= 2**63:
         raise BadValue("lora_config.seed", lora.seed, f"below 2**63 = {2**63}")
@@ -188,24 +187,24 @@ def admit_optimizer(optimizer: OptimizerConfig) -> OptimizerFamily:
         case _:
             asked = str(optimizer.model_dump())[:200]
             available = "{'type': 'adamw'} and {'type': 'dimuon', 'version': 1}"
-            raise InvalidRequest(f"optimizer_config {asked} is not available; there are {available}", "not_supported")
+            message = f"optimizer_config {asked} is not available; there are {available}"
+            raise InvalidRequest(message, "not_supported", value=asked, bound=available)
 
 
 def check_load(manifest: AdapterManifest, path: str, *, with_optimizer: bool, base_model: str | None) -> None:
     """Raises InvalidRequest when the checkpoint lacks what is asked of it."""
     if with_optimizer and not manifest.has_optimizer:
-        raise InvalidRequest(f"{path} holds no optimizer state; load it with optimizer=false", "missing")
+        message = f"{path} holds no optimizer state; load it with optimizer=false"
+        raise InvalidRequest(message, "missing", value=path)
     if base_model is not None and base_model != manifest.base_model:
-        raise BadValue(
-            "base_model", base_model[:200], f"{manifest.base_model!r}, on which {path} was trained", "wrong_kind"
-        )
+        raise BadValue("base_model", base_model, f"{manifest.base_model!r}, on which {path} was trained", "wrong_kind")
 
 
 def check_moments(manifest: AdapterManifest, path: str, family: OptimizerFamily, *, with_optimizer: bool) -> None:
     """Raises InvalidRequest when optimizer state of one family is asked for a run of another."""
     if with_optimizer and manifest.optimizer != family:
         message = f"{path} holds optimizer state of {manifest.optimizer}; the run is trained by {family}"
-        raise InvalidRequest(message, "wrong_kind")
+        raise InvalidRequest(message, "wrong_kind", value=manifest.optimizer, bound=f"state of {family}")
 
 
 def check_sampler_save(request: SaveWeightsForSamplerRequest) -> None:

@@ -21,7 +21,10 @@ def credential_of(request: Request) -> str:
     """What the header holds; raises Unauthorized when it is missing."""
     credential = header(request, b"x-api-key")
     if credential is None:
-        raise Unauthorized("the X-API-Key header is missing")
+        raise Unauthorized(
+            "the X-API-Key header is missing; the SDK sends TINKER_API_KEY in it",
+            bound=f"a key that starts with {KEY_PREFIX}",
+        )
     return credential
 
 
@@ -35,7 +38,9 @@ def key_hash_of(credential: str, gateway: Gateway) -> str:
     if gateway.config.jwt_auth and credential.startswith(TOKEN_PREFIX):
         return open_token(credential, gateway.signing_key, gateway.clock())
     if not credential.startswith(KEY_PREFIX):
-        raise Unauthorized(f"the API key is not valid: it must start with {KEY_PREFIX!r}")
+        raise Unauthorized(
+            f"the API key is not valid: it must start with {KEY_PREFIX!r}", bound=f"a key that starts with {KEY_PREFIX}"
+        )
     return hash_key(credential)
 
 

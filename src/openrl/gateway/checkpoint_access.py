@@ -27,7 +27,7 @@ async def find_checkpoint(call: Call, path: str, access_token: str | None = None
     for reader in readers:
         with suppress(NotFound):
             return await call.gateway.store.get_checkpoint(reader, address.run_id, address.kind, address.name)
-    raise NotFound(f"checkpoint {address} does not exist")
+    raise NotFound.of("checkpoint", str(address))
 
 
 async def _reader_of(call: Call, token: str) -> str:
@@ -44,7 +44,8 @@ async def check_name_is_free(call: Call, path: CheckpointPath) -> None:
         await call.gateway.store.get_checkpoint(call.tenant_id, path.run_id, path.kind, path.name)
     except NotFound:
         return
-    raise InvalidRequest(f"checkpoint {path} exists already; choose another name or delete it first", "name_taken")
+    message = f"checkpoint {path} exists already; choose another name or delete it first"
+    raise InvalidRequest(message, "name_taken", value=path.name, bound="a name that is free")
 
 
 async def read_manifest(call: Call, checkpoint: CheckpointRow) -> AdapterManifest:
@@ -58,4 +59,5 @@ def _read_manifest(call: Call, checkpoint: CheckpointRow) -> AdapterManifest:
     try:
         return AdapterManifest.model_validate_json(content)
     except ValidationError:
-        raise InvalidRequest(f"{path}: its {MANIFEST_FILE} is not one that this server can read", "malformed") from None
+        message = f"{path}: its {MANIFEST_FILE} is not one that this server can read; save it again"
+        raise InvalidRequest(message, "malformed", value=str(path), bound="one of format 1") from None

@@ -45,7 +45,7 @@ async def _read_loss(call: Call, tenant_id: str, loss_id: str) -> CustomLoss:
     try:
         files = await asyncio.to_thread(call.gateway.blobs.get_object, key)
     except NotFound:
-        raise NotFound(f"custom loss {loss_id!r} does not exist") from None
+        raise NotFound.of("custom loss", loss_id) from None
     return parse_custom_loss(files[LOSS_FILE])
 
 

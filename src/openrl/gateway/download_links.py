@@ -5,6 +5,7 @@ import hashlib
 import hmac
 import json
 from dataclasses import astuple, dataclass
+from datetime import UTC, datetime
 
 from openrl.errors import NotFound
 
@@ -31,11 +32,17 @@ def open_grant(token: str, key: bytes, now: float) -> DownloadGrant:
     """Raises NotFound for a token that was not signed with `key`, or has expired."""
     text, _, signature = token.partition(".")
     if not hmac.compare_digest(signature.encode(errors="replace"), _signature(text, key).encode()):
-        raise NotFound("this download link is not valid")
+        raise NotFound("this download link is not valid: it was not made by this server, or not copied whole")
     grant = DownloadGrant(*json.loads(base64.urlsafe_b64decode(text)))
     if now > grant.expires_at:
-        raise NotFound("this download link has expired; ask for a new one")
+        expired_at = datetime.fromtimestamp(grant.expires_at, UTC).isoformat(timespec="seconds")
+        raise NotFound(f"this download link expired at {expired_at}; ask for a new one", "expired", value=expired_at)
     return grant
+
+
+def wrong_link(grant: DownloadGrant, wanted: str) -> NotFound:
+    """What is said to the holder of a link that is for something else."""
+    return NotFound(f"this download link is for no {wanted}; it is for {grant.kind}/{grant.name} {grant.file}".rstrip())
 
 
 def _signature(text: str, key: bytes) -> str:

@@ -37,6 +37,6 @@ class Endpoint:
 
     async def _call(self, request: Request) -> Response:
         if "\x00" in request.scope["path"]:  # databases refuse NUL, so no row has it in its id
-            raise NotFound("no such thing: the path holds the character NUL")
+            raise NotFound.of("path", request.scope["path"])
         tenant_id = "" if self._route.is_public else await authenticate(request, self._gateway)
         return await self._route.handler(Call(self._gateway, request, tenant_id))

@@ -29,9 +29,10 @@ HELP: Mapping[ErrorCode, str] = {
     "slow_down": "Allowed, but not now: a limit of rate or number is reached. Clients wait and repeat.",
     "session_ended": "The session was finished by its client, or expired because nothing was heard of it. "
     "Make a new one; saved checkpoints remain.",
+    "expired": "A link or a result was kept for a while only, and that is over. Ask for a new link; a lost sample is "
+    "drawn again.",
     "not_ready": "A long poll ended before the result was there: ask again. Clients do so by themselves.",
     "unavailable": "The server cannot do it at the moment: it starts, stops, or its disk or database does not answer.",
-    "worker_lost": "The worker that ran the request went away; training requests run again by themselves.",
     "request_failed": "An accepted request ran and failed: the error is the result of its future.",
     "internal": "A fault of the server. Its log has the trace; please report it.",
 }

@@ -8,13 +8,13 @@ import math
 from collections.abc import Mapping
 from http import HTTPStatus
 
-from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from openrl.errors import (
-    ErrorCode,
+    MAX_SHOWN_CHARACTERS,
+    BadValue,
     InvalidRequest,
     InvalidToken,
     NotFound,
@@ -22,6 +22,7 @@ from openrl.errors import (
     PayloadTooLarge,
     QuotaExceeded,
     RequestTimeout,
+    ResultExpired,
     SessionEnded,
     Unauthorized,
     Unavailable,
@@ -35,11 +36,10 @@ STATUS: Mapping[type[OpenRLError], int] = {
     NotFound: 404,
     QuotaExceeded: 429,
     SessionEnded: 410,
+    ResultExpired: 410,
     RequestTimeout: 408,
     Unavailable: 503,
 }
-_SHOWN_PROBLEMS = 5
-_SHOWN_CHARACTERS = 120
 
 
 def status_of(error: OpenRLError) -> int:
@@ -47,49 +47,44 @@ def status_of(error: OpenRLError) -> int:
     return next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), 500)
 
 
-def error_response(request: Request, error: OpenRLError) -> Response:
-    """The error's own words under `detail`, its stable code, and where that is explained."""
-    content = {"detail": _printable(str(error)), "code": error.code, "docs": link(str(request.base_url), error.code)}
-    if error.bound is not None:
-        content |= {"value": _shown(error.value), "bound": _printable(error.bound)}
+def error_response(request: Request, error: OpenRLError, more: Mapping[str, str] | None = None) -> Response:
+    """The error's own words under `detail`, its stable code, where that is explained, and what else clients read."""
     headers = {"WWW-Authenticate": 'Bearer error="invalid_token"'} if isinstance(error, InvalidToken) else None
-    return JSONResponse(content, status_code=status_of(error), headers=headers)
+    return JSONResponse(error_content(request, error) | dict(more or {}), status_code=status_of(error), headers=headers)
+
+
+def error_content(request: Request, error: OpenRLError) -> dict[str, object]:
+    """The body of every refusal."""
+    content: dict[str, object] = {
+        "detail": printable(str(error)),
+        "code": error.code,
+        "docs": link(str(request.base_url), error.code),
+    }
+    if error.value is not None or error.bound is not None:
+        content |= {"value": _shown(error.value)}
+    return content if error.bound is None else content | {"bound": printable(error.bound)}
 
 
 async def http_error_response(request: Request, error: Exception) -> Response:
     """What the router refuses: unknown paths and methods."""
     assert isinstance(error, HTTPException)
-    code: ErrorCode = "not_found" if error.status_code == HTTPStatus.NOT_FOUND else "invalid_request"
-    content = {"detail": error.detail, "code": code, "docs": link(str(request.base_url), code)}
-    return JSONResponse(content, status_code=error.status_code, headers=error.headers)
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        refusal: OpenRLError = NotFound.of("path", request.url.path)
+    else:
+        allowed = (error.headers or {}).get("Allow", "")
+        refusal = BadValue("method", request.method, f"one of {allowed} at this path", "not_supported")
+    return JSONResponse(error_content(request, refusal), status_code=error.status_code, headers=error.headers)
 
 
 def _shown(value: object) -> object:
     """As JSON carries it; text that clients sent may be long, and numbers NaN."""
-    if isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
+    if value is None or isinstance(value, bool) or (isinstance(value, float) and math.isfinite(value)):
         return value
-    return _printable(str(value)[:_SHOWN_CHARACTERS])
+    if isinstance(value, int) and abs(value) < 2**63:
+        return value
+    return printable(str(value)[:MAX_SHOWN_CHARACTERS])
 
 
-def describe_validation(error: ValidationError) -> InvalidRequest:
-    """Where the body is wrong, in which way, and what stood there."""
-    problems = error.errors(include_url=False, include_context=False)
-    shown = [f"{_place(problem['loc'])}: {_problem(problem['msg'], problem['input'])}" for problem in problems]
-    rest = len(shown) - _SHOWN_PROBLEMS
-    message = "; ".join(shown[:_SHOWN_PROBLEMS]) + (f"; and {rest} more" if rest > 0 else "")
-    return InvalidRequest(message, "missing" if all(each["type"] == "missing" for each in problems) else "malformed")
-
-
-def _place(location: tuple[int | str, ...]) -> str:
-    return ".".join(map(str, location))[:_SHOWN_CHARACTERS] or "body"
-
-
-def _problem(message: str, value: object) -> str:
-    if isinstance(value, dict | list | tuple | bytes) or message == "Field required":
-        return message
-    return f"{message}, not {repr(value)[:_SHOWN_CHARACTERS]}"
-
-
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Texts quote what clients sent, which may hold code points that UTF-8 cannot carry."""
     return text.encode("utf-8", "backslashreplace").decode()

@@ -16,5 +16,6 @@ def check_metadata(metadata: Json | None) -> Json | None:
     if len(text) > MAX_METADATA_BYTES:
         raise BadValue("bytes of user_metadata", len(text), f"at most {MAX_METADATA_BYTES}", "too_large")
     if "\\u0000" in text:
-        raise InvalidRequest("user_metadata holds the character NUL (\\u0000), which cannot be stored", "malformed")
+        message = "user_metadata holds the character NUL (\\u0000), which cannot be stored; leave it out"
+        raise InvalidRequest(message, "malformed", bound="text without NUL")
     return metadata

@@ -4,7 +4,7 @@ from pydantic import TypeAdapter, ValidationError
 from starlette.requests import Request
 
 from openrl.errors import BadValue
-from openrl.gateway.errors import describe_validation
+from openrl.protocol.validation import describe_validation
 from openrl.protocol.wire import ProjectId
 
 MAX_PAGE = 1000
@@ -23,7 +23,7 @@ def _integer(request: Request, name: str, default: int, low: int, high: int) -> 
         return default
     is_number = text.isascii() and text.isdigit() and len(text) <= 10
     if not is_number or not low <= int(text) <= high:
-        raise BadValue(name, text[:40], f"a whole number between {low} and {high}")
+        raise BadValue(name, text, f"a whole number between {low} and {high}")
     return int(text)
 
 
@@ -33,11 +33,11 @@ def read_project(request: Request) -> str | None:
     try:
         return None if text is None else _PROJECT_ID.validate_python(text)
     except ValidationError as error:
-        raise describe_validation(error) from None
+        raise describe_validation(error, "project_id") from None
 
 
 def check_access_scope(request: Request) -> None:
     """Refuse unknown scopes; the known ones agree here, as a tenant has access to what it owns."""
     scope = request.query_params.get("access_scope", "owned")
     if scope not in ("owned", "accessible"):
-        raise BadValue("access_scope", scope[:40], "one of owned, accessible")
+        raise BadValue("access_scope", scope, "one of owned, accessible", "unknown_name")

@@ -37,7 +37,7 @@ def _check_prompt(request: SampleRequest, model: BaseModelInfo) -> int:
     num_prompt = 0
     for i, chunk in enumerate(request.prompt.chunks):
         if chunk.type != "encoded_text" or chunk.tokens is None:
-            raise BadValue(f"prompt chunk {i}: type", chunk.type[:80], "encoded_text", "not_supported")
+            raise BadValue(f"prompt chunk {i}: type", chunk.type, "encoded_text", "not_supported")
         if chunk.tokens and (min(chunk.tokens) < 0 or max(chunk.tokens) >= model.vocab_size):
             bad = next(token for token in chunk.tokens if not 0 <= token < model.vocab_size)
             raise BadValue("prompt token", bad, f"in the vocabulary: 0 to {model.vocab_size - 1}", "outside_vocabulary")
@@ -54,8 +54,10 @@ def _check_length(params: SamplingParams, num_prompt: int, model: BaseModelInfo)
         raise BadValue("max_tokens", max_tokens, "at least 1")
     if max_tokens < 1 or max_tokens > rest:
         asked = "at least 1 token" if params.max_tokens is None else f"max_tokens {max_tokens}"
-        bound = f"the context length {model.context_length} of {model.name}"
-        raise InvalidRequest(f"prompt of {num_prompt} tokens plus {asked} is over {bound}", "context_exceeded")
+        limit = f"the context length {model.context_length} of {model.name}"
+        message = f"prompt of {num_prompt} tokens plus {asked} is over {limit}; shorten one of them"
+        total = num_prompt + (params.max_tokens or 1)
+        raise InvalidRequest(message, "context_exceeded", value=total, bound=f"at most {limit}")
     return max_tokens
 
 

@@ -29,4 +29,4 @@ def _read(text: str) -> SamplingParamsHeader:
     try:
         return parse_json(text.encode(), SamplingParamsHeader)
     except InvalidRequest as error:
-        raise InvalidRequest(f"header {NAME}: {error}", error.code) from None
+        raise InvalidRequest(f"header {NAME}: {error}", error.code, value=error.value, bound=error.bound) from None

@@ -23,13 +23,14 @@ MAX_ERROR_CHARACTERS = 2000
 async def find_run(call: Call, run_id: str) -> RunRow:
     """The tenant's run; only its spec and session may be relied on. Raises NotFound, InvalidRequest."""
     if "\x00" in run_id:  # from a protobuf body, where nothing refuses it; databases do
-        raise NotFound(f"training run {run_id[:80]!r} does not exist")
+        raise NotFound.of("training run", run_id)
     run = await call.gateway.runs.get(call.tenant_id, run_id, call.gateway.store.get_run)
     if run.copied_from is not None:
-        raise InvalidRequest(
+        message = (
             f"training run {run_id} holds a copy of {run.copied_from} and cannot be trained; "
             "load the copy into a new run instead"
         )
+        raise InvalidRequest(message, "wrong_kind", value=run_id, bound="a training run that holds no copy")
     return run
 
 
@@ -75,3 +76,13 @@ async def refuse(call: Call, row: RequestRow, error: InvalidRequest | NotFound |
     if stored.request_id != row.request_id:
         return future_reply(stored)
     raise error
+
+
+async def refuse_address(
+    call: Call, address: tuple[str, int] | None, kind: TrainingKind, error: InvalidRequest
+) -> Response:
+    """Refuse a body that could not be read, as far as it says whose it is."""
+    if address is None or address[1] < 1:
+        raise error
+    run_id, seq_id = address
+    return await refuse(call, new_request(call, await find_run(call, run_id), kind, seq_id), error)

@@ -65,9 +65,8 @@ def _parse(body: bytes) -> pb.ForwardBackwardRequest:
     try:
         message.ParseFromString(body)
     except DecodeError as error:
-        raise InvalidRequest(
-            f"body of {len(body)} bytes is not a ForwardBackwardRequest: {error}", "malformed"
-        ) from None
+        message = f"body of {len(body)} bytes is not a ForwardBackwardRequest: {error}"
+        raise InvalidRequest(message, "malformed", bound="a ForwardBackwardRequest in protobuf") from None
     return message
 
 
@@ -103,11 +102,11 @@ def _decode_spans(spans: Iterable[pb.ProvenanceSpan], where: str) -> tuple[Prove
     for span in spans:
         which = span.WhichOneof("span")
         if which is None:
-            raise InvalidRequest(f"{where}: provenance span {len(decoded)} is empty", "wrong_shape")
+            raise InvalidRequest(f"{where}: provenance span {len(decoded)} is empty", "missing")
         arm = span.sampled_tokens if which == "sampled_tokens" else span.prompt_tokens
         if arm.offset < 0 or arm.length < 0:
-            bound = "offset and length must be at least 0"
-            raise InvalidRequest(f"{where}: provenance span [{arm.offset}, +{arm.length}]: {bound}", "wrong_shape")
+            name = f"{where}: offset and length of provenance span {len(decoded)}"
+            raise BadValue(name, [arm.offset, arm.length], "at least 0", "wrong_shape")
         decoded.append(ProvenanceSpan(arm.sequence_id, arm.offset, arm.length, which == "sampled_tokens"))
     return tuple(decoded)
 
@@ -126,26 +125,25 @@ def _decode_tensor(tensor: pb.Tensor, where: str) -> LossInput:
 def check_sizes(shape: tuple[int, ...], where: str) -> None:
     """Raises InvalidRequest for what cannot be the size of anything."""
     if any(size < 0 for size in shape):
-        raise InvalidRequest(f"{where}: shape {list(shape)[:8]} has a negative size", "wrong_shape")
+        raise BadValue(f"{where}: shape", list(shape)[:8], "of sizes of at least 0", "wrong_shape")
 
 
 def shaped(values: DenseArray, shape: tuple[int, ...], where: str) -> DenseArray:
     """`values` in `shape`, a row if that is empty; raises InvalidRequest where they disagree."""
     num_expected = _product(shape) if shape else values.size
     if num_expected != values.size:
-        told = f"{values.size} values do not fill shape {list(shape)[:8]} ({num_expected} values)"
-        raise InvalidRequest(f"{where}: {told}", "wrong_shape")
+        bound = f"{num_expected}, to fill shape {list(shape)[:8]}"
+        raise BadValue(f"{where}: number of values", values.size, bound, "wrong_shape")
     try:
         return values.reshape(shape or (-1,))
     except (ValueError, OverflowError) as error:  # more dimensions or larger ones than arrays have
-        raise InvalidRequest(
-            f"{where}: shape {list(shape)[:8]}, {len(shape)} dimensions: {error}", "wrong_shape"
-        ) from None
+        bound = f"one that an array can have ({error})"
+        raise BadValue(f"{where}: shape", list(shape)[:8], bound, "wrong_shape") from None
 
 
 def _decode_sparse(csr: pb.SparseCsr, is_float: bool, shape: tuple[int, ...], where: str) -> SparseCsr:
     if len(shape) != 2:
-        raise InvalidRequest(f"{where}: a sparse tensor has 2 dimensions, not shape {list(shape)}", "wrong_shape")
+        raise BadValue(f"{where}: shape", list(shape)[:8], "of 2 dimensions, as the tensor is sparse", "wrong_shape")
     values = _values(csr.values, is_float, where)
     crow = _array(csr.crow_indices, _INT64, f"{where} crow_indices")
     col = _array(csr.col_indices, _INT64, f"{where} col_indices")
@@ -159,24 +157,20 @@ def check_csr(
     """Raises InvalidRequest unless the index arrays describe `num_values` distinct cells of `shape`."""
     rows, columns = shape
     if crow.size != rows + 1:
-        raise InvalidRequest(
-            f"{where}: {crow.size} crow_indices for {rows} rows; there must be rows + 1", "wrong_shape"
-        )
+        raise BadValue(f"{where}: number of crow_indices", crow.size, f"rows + 1, {rows + 1}", "wrong_shape")
     if col.size != num_values:
-        raise InvalidRequest(f"{where}: {col.size} col_indices for {num_values} values", "wrong_shape")
+        raise BadValue(f"{where}: number of col_indices", col.size, f"that of values, {num_values}", "wrong_shape")
     if crow[0] != 0 or crow[-1] != num_values or bool((np.diff(crow) < 0).any()):
-        raise InvalidRequest(
-            f"{where}: crow_indices must rise from 0 to the number of values, {num_values}", "wrong_shape"
-        )
+        bound = f"numbers that rise from 0 to the number of values, {num_values}"
+        raise BadValue(f"{where}: crow_indices", crow.tolist()[:8], bound, "wrong_shape")
     if col.size and (int(col.min()) < 0 or int(col.max()) >= columns):
-        raise InvalidRequest(
-            f"{where}: col_indices reach from {col.min()} to {col.max()}; columns: {columns}", "wrong_shape"
-        )
+        reach = [int(col.min()), int(col.max())]
+        raise BadValue(f"{where}: least and largest of col_indices", reach, f"0 to {columns - 1}", "wrong_shape")
     rises = np.diff(col) > 0
     starts = crow[1:-1]  # a fall is fine where the next row starts
     rises[starts[(starts > 0) & (starts < col.size)] - 1] = True
     if not bool(rises.all()):
-        raise InvalidRequest(f"{where}: col_indices must rise within each row", "wrong_shape")
+        raise BadValue(f"{where}: col_indices", col.tolist()[:8], "numbers that rise within each row", "wrong_shape")
 
 
 def _values(data: bytes, is_float: bool, where: str) -> DenseArray:
@@ -185,7 +179,8 @@ def _values(data: bytes, is_float: bool, where: str) -> DenseArray:
 
 def _array(data: bytes, dtype: np.dtype[Scalar], where: str) -> NDArray[Scalar]:
     if len(data) % dtype.itemsize:
-        raise InvalidRequest(f"{where}: {len(data)} bytes are not a whole number of {dtype.name} values", "wrong_shape")
+        bound = f"a multiple of {dtype.itemsize}, of whole {dtype.name} values"
+        raise BadValue(f"{where}: number of bytes", len(data), bound, "wrong_shape")
     return np.frombuffer(data, dtype).copy()
 
 

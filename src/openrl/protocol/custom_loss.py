@@ -13,9 +13,10 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, StringConstraints, ValidationError
 
-from openrl.errors import InvalidRequest, NotFound
+from openrl.errors import BadValue, InvalidRequest, NotFound
 from openrl.protocol.custom_loss_ops import DTYPES, KEYWORDS, NAMES, WORDS, Namespace, resolve_function
 from openrl.protocol.losses import CUSTOM, LossInputSpec, LossSpec
+from openrl.protocol.validation import NO_NUL
 from openrl.protocol.wire import Counter, Id, WireModel
 
 MAX_GRAPH_BYTES = 2**20
@@ -35,9 +36,13 @@ LOSS_FILE = "loss.json"
 _LOSS_ID = re.compile(r"loss-[0-9a-f]{40}")
 _METRIC = re.compile(r"custom/[a-z0-9_./-]{1,64}:(sum|mean)")
 _INPUT_NAME = re.compile(r"[a-z_][a-z0-9_]{0,63}")
+_CALLS = "a call of one of the tensor functions and methods of docs/losses.md"
+_ARGUMENTS = (
+    "a number, a known word, a list of those, or one of the objects ref, tuple, slice, ellipsis, float, dtype, device"
+)
 _NON_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 
-Name = Annotated[str, StringConstraints(min_length=1, max_length=MAX_NAME_CHARACTERS, pattern=r"^[^\x00]*$")]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=MAX_NAME_CHARACTERS, pattern=NO_NUL)]
 
 
 class LossNodeWire(WireModel):
@@ -155,7 +160,8 @@ def read_loss_id(config: Mapping[str, float | str]) -> str:
     """The id in a `loss_fn_config`; raises InvalidRequest for anything else there."""
     loss_id = config.get("loss_id")
     if not isinstance(loss_id, str) or len(config) != 1:
-        raise InvalidRequest(f"loss_fn 'custom' needs the setting loss_id, a text, and no other; it has {list(config)}")
+        given = ", ".join(config) or "none"
+        raise BadValue("loss_fn 'custom': settings", given, "loss_id, a text, and no other", "missing")
     return loss_id
 
 
@@ -167,7 +173,7 @@ def custom_loss_id(definition: bytes) -> str:
 def custom_loss_key(tenant_id: str, loss_id: str) -> str:
     """The object key of a tenant's loss; raises NotFound for what cannot be an id."""
     if not _LOSS_ID.fullmatch(loss_id):
-        raise NotFound(f"custom loss {loss_id[:80]!r} does not exist")
+        raise NotFound.of("custom loss", loss_id)
     return f"{CUSTOM_LOSSES}{tenant_id}/{loss_id}"
 
 
@@ -176,7 +182,9 @@ def parse_custom_loss(stored: bytes) -> CustomLoss:
     try:
         return check_custom_loss(LossDefinition.model_validate_json(stored))
     except ValidationError as error:
-        raise InvalidRequest(f"the stored custom loss is malformed: {error}") from error
+        raise InvalidRequest(
+            f"the stored custom loss is malformed: {error}", "malformed", bound="a loss as it was checked"
+        ) from error
 
 
 def check_custom_loss(definition: LossDefinition) -> CustomLoss:
@@ -194,11 +202,13 @@ def _check_inputs(inputs: Sequence[LossInputWire]) -> tuple[tuple[str, int], ...
     names = [each.name for each in inputs]
     for name in names:
         if not _INPUT_NAME.fullmatch(name):
-            raise InvalidRequest(f"input {name!r} must be lowercase letters, digits and underscores, at most 64")
+            bound = "lowercase letters, digits and underscores, at most 64"
+            raise InvalidRequest(f"input {name!r} must be {bound}", "malformed", value=name, bound=bound)
     if names[0] != "logprobs" or len(set(names)) != len(names):
-        raise InvalidRequest(f"inputs are {', '.join(names)[:300]}; logprobs comes first and each name once")
+        shown, bound = ", ".join(names)[:300], "logprobs comes first and each name once"
+        raise InvalidRequest(f"inputs are {shown}; {bound}", "wrong_shape", value=shown, bound=bound)
     if inputs[0].rank == 0:
-        raise InvalidRequest("logprobs has rank 0; it must be 1 or 2")
+        raise InvalidRequest("logprobs has rank 0; it must be 1 or 2", "wrong_shape", value=0, bound="1 or 2")
     return tuple((each.name, each.rank) for each in inputs)
 
 
@@ -213,7 +223,7 @@ class _GraphReader:
     def read(self, node: LossNodeWire) -> None:
         """Take an input or a call."""
         if node.name in self._values:
-            raise InvalidRequest(f"node {node.name!r} is there twice")
+            raise InvalidRequest(f"node {node.name!r} is there twice; name each once", "name_taken", value=node.name)
         match node.op:
             case "placeholder":
                 self._read_input(node)
@@ -221,7 +231,8 @@ class _GraphReader:
                 self._require_inputs(node)
                 self.calls.append(self._read_call(node))
             case "get_attr" | "call_module" | "output":
-                raise InvalidRequest(f"node {node.name!r}: {node.op} {node.target!r} has no place in a custom loss")
+                message = f"node {node.name!r}: {node.op} {node.target!r} has no place in a custom loss"
+                raise InvalidRequest(message, "not_supported", value=node.op, bound=_CALLS)
         self._values[node.name] = len(self._values)
 
     def read_output(self, node: LossNodeWire) -> tuple[int, tuple[tuple[str, int], ...]]:
@@ -230,25 +241,31 @@ class _GraphReader:
         output = _pair(node.args[0]) if node.op == "output" and len(node.args) == 1 and not node.kwargs else None
         metrics = _only(output[1], "dict") if output is not None else None
         if output is None or not isinstance(metrics, dict):
-            raise InvalidRequest("the last node must be the output: (loss, metrics)")
+            bound = "the output: (loss, metrics)"
+            raise InvalidRequest(f"the last node must be {bound}", "malformed", value=node.op, bound=bound)
         entries = cast("dict[str, Any]", metrics)
         if len(entries) > MAX_METRICS:
-            raise InvalidRequest(f"{len(entries)} metrics; there may be {MAX_METRICS}")
+            message = f"{len(entries)} metrics; there may be {MAX_METRICS}"
+            raise InvalidRequest(message, "out_of_range", value=len(entries), bound=f"at most {MAX_METRICS}")
         for key in entries:
             if not _METRIC.fullmatch(key):
-                raise InvalidRequest(f"metric {key[:100]!r} must be named custom/<name>:sum or custom/<name>:mean")
+                bound = "named custom/<name>:sum or custom/<name>:mean"
+                raise InvalidRequest(f"metric {key[:100]!r} must be {bound}", "malformed", value=key, bound=bound)
         named = tuple((key, self._output(value, f"metric {key!r}")) for key, value in entries.items())
         return self._output(output[0], "the loss"), named
 
     def _read_input(self, node: LossNodeWire) -> None:
         place = len(self._values)
         if place >= len(self._input_names) or node.target != self._input_names[place] or node.args or node.kwargs:
-            raise InvalidRequest(f"placeholder {node.target!r} is not input {place} of the loss")
+            message = f"placeholder {node.target!r} is not input {place} of the loss"
+            bound = f"{', '.join(self._input_names)}, in this order and without arguments"
+            raise InvalidRequest(message, "unknown_name", value=node.target, bound=bound)
 
     def _require_inputs(self, node: LossNodeWire) -> None:
         if len(self._values) < len(self._input_names):
             missing = self._input_names[len(self._values)]
-            raise InvalidRequest(f"node {node.name!r} stands before the placeholder of input {missing!r}")
+            message = f"node {node.name!r} stands before the placeholder of input {missing!r}"
+            raise InvalidRequest(message, "malformed", value=node.name, bound="after all placeholders")
 
     def _read_call(self, node: LossNodeWire) -> LossCall:
         where = f"node {node.name!r}"
@@ -262,14 +279,19 @@ class _GraphReader:
             is_known = bool(op)
         if not is_known:
             kind = "tensor method" if node.op == "call_method" else "function"
-            raise InvalidRequest(f"{where}: {kind} {node.target!r} is not one that a custom loss may call here")
+            message = f"{where}: {kind} {node.target!r} is not one that a custom loss may call here"
+            raise InvalidRequest(message, "not_supported", value=node.target, bound=_CALLS)
         unknown = sorted(node.kwargs.keys() - KEYWORDS)
         if unknown:
-            raise InvalidRequest(f"{where}: {node.target} may not have the argument {unknown[0][:100]!r}")
+            message = f"{where}: {node.target} may not have the argument {unknown[0][:100]!r}"
+            raise InvalidRequest(
+                message, "not_supported", value=unknown[0], bound=f"one of {', '.join(sorted(KEYWORDS))}"
+            )
         args = tuple(self._argument(each, where) for each in node.args)
         kwargs = tuple((key, self._argument(each, where)) for key, each in node.kwargs.items())
         if dict(kwargs).get("inplace") not in (None, False):
-            raise InvalidRequest(f"{where}: {node.target} in place; a custom loss may not change its tensors")
+            message = f"{where}: {node.target} in place; a custom loss may not change its tensors"
+            raise InvalidRequest(message, "not_supported", value=node.target, bound="without inplace")
         return LossCall(node.name, namespace, op, args, kwargs)
 
     def _read_attribute(self, node: LossNodeWire) -> LossCall:
@@ -277,7 +299,8 @@ class _GraphReader:
         name: Any = node.args[1] if len(node.args) == 2 and not node.kwargs else None
         if not isinstance(name, str) or name not in NAMES["getattr"]:
             known = ", ".join(sorted(NAMES["getattr"]))
-            raise InvalidRequest(f"{where}: attribute {str(name)[:100]!r} is not one of {known}")
+            message = f"{where}: attribute {str(name)[:100]!r} is not one of {known}"
+            raise InvalidRequest(message, "not_supported", value=str(name), bound=f"one of {known}")
         return LossCall(node.name, "getattr", name, (self._argument(node.args[0], where),), ())
 
     def _argument(self, value: Any, where: str, depth: int = 0) -> Argument:
@@ -285,18 +308,23 @@ class _GraphReader:
             return value
         if isinstance(value, int):
             if abs(value) > MAX_INTEGER:
-                raise InvalidRequest(f"{where}: an integer is beyond 2**63 - 1")
+                raise BadValue(f"{where}: an integer", value, "within 2**63 - 1")
             return value
         if isinstance(value, float):
             if not math.isfinite(value):
-                raise InvalidRequest(f"{where}: {value} is sent as an object, {{'float': '{value}'}}")
+                bound = f"{{'float': '{value}'}}"
+                message = f"{where}: {value} is sent as an object, {bound}"
+                raise InvalidRequest(message, "malformed", value=value, bound=bound)
             return value
         if isinstance(value, str):
             if value not in WORDS:
-                raise InvalidRequest(f"{where}: the text {value[:100]!r} is not one of {', '.join(sorted(WORDS))}")
+                bound = f"one of {', '.join(sorted(WORDS))}"
+                message = f"{where}: the text {value[:100]!r} is not {bound}"
+                raise InvalidRequest(message, "unknown_name", value=value, bound=bound)
             return value
         if depth >= MAX_DEPTH:
-            raise InvalidRequest(f"{where}: arguments are nested deeper than {MAX_DEPTH}")
+            message = f"{where}: arguments are nested deeper than {MAX_DEPTH}"
+            raise InvalidRequest(message, "out_of_range", value=depth + 1, bound=f"at most {MAX_DEPTH} deep")
         if isinstance(value, list):
             return self._items(cast("list[Any]", value), where, depth, is_list=True)
         return self._tagged(value, where, depth)
@@ -319,22 +347,26 @@ class _GraphReader:
             return DType(content)
         if tag == "device" and content == "cpu":
             return HostDevice()
-        raise InvalidRequest(f"{where}: {str(value)[:100]} is not an argument that a custom loss may have here")
+        message = f"{where}: {str(value)[:100]} is not an argument that a custom loss may have here"
+        raise InvalidRequest(message, "not_supported", value=str(value), bound=_ARGUMENTS)
 
     def _items(self, values: list[Any], where: str, depth: int, *, is_list: bool) -> Items:
         if len(values) > MAX_ITEMS:
-            raise InvalidRequest(f"{where}: a list of {len(values)} entries; it may have {MAX_ITEMS}")
+            message = f"{where}: a list of {len(values)} entries; it may have {MAX_ITEMS}"
+            raise InvalidRequest(message, "out_of_range", value=len(values), bound=f"at most {MAX_ITEMS}")
         return Items(tuple(self._argument(each, where, depth + 1) for each in values), is_list)
 
     def _reference(self, name: str, where: str) -> Reference:
         if name not in self._values:
-            raise InvalidRequest(f"{where} refers to {name[:MAX_NAME_CHARACTERS]!r}, which is no earlier node")
+            message = f"{where} refers to {name[:MAX_NAME_CHARACTERS]!r}, which is no earlier node"
+            raise InvalidRequest(message, "unknown_name", value=name, bound="the name of an earlier node")
         return Reference(self._values[name])
 
     def _output(self, value: Any, what: str) -> int:
         tag, content = _tag_of(value)
         if tag != "ref" or not isinstance(content, str):
-            raise InvalidRequest(f"{what} must be the value of a node, not {str(value)[:100]}")
+            message, bound = f"{what} must be the value of a node, not {str(value)[:100]}", "{'ref': <name of a node>}"
+            raise InvalidRequest(message, "malformed", value=str(value), bound=bound)
         return self._reference(content, what).value
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from openrl.errors import InvalidRequest
+from openrl.errors import BadValue, InvalidRequest
 from openrl.protocol.codec import check_csr, check_sizes, shaped
 from openrl.protocol.datum import Datum, DenseArray, ForwardBackwardInput, Int32Array, Int64Array, LossInput, SparseCsr
 from openrl.protocol.wire import Id, Prompt, TensorData, TrainingSeqId, WireModel
@@ -75,9 +75,7 @@ def _tokens(prompt: Prompt, where: str) -> Int32Array:
     tokens: list[int] = []
     for chunk in prompt.chunks:
         if chunk.type != "encoded_text" or chunk.tokens is None:
-            raise InvalidRequest(
-                f"{where}: model input chunk of type {chunk.type[:80]!r}; this server takes encoded_text"
-            )
+            raise BadValue(f"{where}: model input chunk: type", chunk.type, "encoded_text", "not_supported")
         tokens.extend(chunk.tokens)
     _check_range(tokens, -_MAX_INT32 - 1, _MAX_INT32, f"{where} tokens")
     return np.asarray(tokens, np.int32)
@@ -94,9 +92,9 @@ def _tensor(tensor: TensorData, where: str) -> LossInput:
 def _sparse(tensor: TensorData, values: DenseArray, where: str) -> SparseCsr:
     shape = tensor.shape or ()
     if len(shape) != 2:
-        raise InvalidRequest(f"{where}: a sparse tensor has 2 dimensions, not shape {list(shape)[:8]}")
+        raise BadValue(f"{where}: shape", list(shape)[:8], "of 2 dimensions, as the tensor is sparse", "wrong_shape")
     if tensor.sparse_crow_indices is None or tensor.sparse_col_indices is None:
-        raise InvalidRequest(f"{where}: sparse_crow_indices and sparse_col_indices come together")
+        raise InvalidRequest(f"{where}: sparse_crow_indices and sparse_col_indices come together", "missing")
     crow = _integers(tensor.sparse_crow_indices, f"{where} sparse_crow_indices")
     col = _integers(tensor.sparse_col_indices, f"{where} sparse_col_indices")
     check_csr(crow, col, values.size, shape, where)
@@ -109,7 +107,8 @@ def _values(tensor: TensorData, where: str) -> DenseArray:
         return np.asarray(tensor.data, np.float64).astype(np.float32)
     whole = [value for value in tensor.data if isinstance(value, int)]
     if len(whole) != len(tensor.data):
-        raise InvalidRequest(f"{where}: dtype is int64, but the data has fractions")
+        fraction = next(value for value in tensor.data if not isinstance(value, int))
+        raise BadValue(f"{where}: entry", fraction, "a whole number, as dtype is int64", "wrong_dtype")
     return _integers(whole, where)
 
 
@@ -121,5 +120,5 @@ def _integers(values: list[int] | tuple[int, ...], where: str) -> Int64Array:
 def _check_range(values: Sequence[float], low: float, high: float, where: str) -> None:
     """Arrays cannot hold what JSON can."""
     if values and not low <= min(values) <= max(values) <= high:
-        reach = f"{str(min(values))[:24]} to {str(max(values))[:24]}"
-        raise InvalidRequest(f"{where} reach from {reach}; {low} to {high} is valid")
+        worst = min(values) if min(values) < low else max(values)
+        raise BadValue(f"{where}: entry", worst, f"between {low} and {high}")

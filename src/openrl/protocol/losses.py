@@ -59,8 +59,9 @@ class LossSpec:
 def resolve_loss(name: str) -> LossSpec:
     """Raises InvalidRequest with the known names."""
     if name not in LOSSES:
-        message = f"unknown loss_fn {name!r}; known: {', '.join(LOSSES)}, {CUSTOM}"
-        raise InvalidRequest(message, "unknown_name")
+        known = f"{', '.join(LOSSES)}, {CUSTOM}"
+        message = f"unknown loss_fn {name!r}; known: {known}"
+        raise InvalidRequest(message, "unknown_name", value=name, bound=f"one of {known}")
     return LOSSES[name]
 
 
@@ -70,22 +71,20 @@ def resolve_loss_settings(name: str, given: Mapping[str, float | str]) -> dict[s
     unknown = sorted(given.keys() - spec.settings.keys())
     if unknown:
         known = ", ".join(spec.settings) or "none"
-        raise InvalidRequest(
-            f"loss_fn {name!r} has no setting {', '.join(map(repr, unknown))}; it has: {known}", "unknown_name"
-        )
+        message = f"loss_fn {name!r} has no setting {', '.join(map(repr, unknown))}; it has: {known}"
+        raise InvalidRequest(message, "unknown_name", value=", ".join(unknown), bound=f"one of {known}")
     settings = {key: _checked(name, key, setting, given) for key, setting in spec.settings.items()}
     for low, high in _ORDERED:
         if low in settings and settings[low] > settings[high]:
-            raise InvalidRequest(
-                f"loss_fn {name!r}: {low} {settings[low]} is above {high} {settings[high]}", "out_of_range"
-            )
+            message = f"loss_fn {name!r}: {low} {settings[low]} is above {high} {settings[high]}"
+            raise InvalidRequest(message, "out_of_range", value=settings[low], bound=f"at most {settings[high]}")
     return settings
 
 
 def _checked(name: str, key: str, setting: LossSettingSpec, given: Mapping[str, float | str]) -> float:
     value = given.get(key, setting.default)
     if isinstance(value, str):
-        raise InvalidRequest(f"loss_fn {name!r}: {key} must be a number, not the text {value!r}", "wrong_dtype")
+        raise BadValue(f"loss_fn {name!r}: {key}", value, "a number, not a text", "wrong_dtype")
     if not (math.isfinite(value) and setting.minimum <= value <= setting.maximum):
         bounds = f"finite and within [{setting.minimum}, {setting.maximum}]"
         raise BadValue(f"loss_fn {name!r}: {key}", value, bounds)

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import get_args
 
-from openrl.errors import InvalidRequest
+from openrl.errors import BadValue
 from openrl.protocol.runs import CheckpointKind
 
 _KINDS: tuple[str, ...] = get_args(CheckpointKind)
@@ -34,7 +34,7 @@ def parse_checkpoint_path(path: str) -> CheckpointPath:
     scheme, separator, rest = path.partition("://")
     segments = rest.split("/")
     if scheme != "tinker" or not separator or len(segments) != 3 or not _RUN_ID.fullmatch(segments[0]):
-        raise InvalidRequest(f"path {_shown(path)} is not of the form tinker://<run id>/<kind>/<name>", "malformed")
+        raise BadValue("path", path, "of the form tinker://<run id>/<kind>/<name>", "malformed")
     run_id, kind, name = segments
     return CheckpointPath(run_id, parse_checkpoint_kind(kind), parse_checkpoint_name(name))
 
@@ -44,14 +44,14 @@ def parse_checkpoint_kind(kind: str) -> CheckpointKind:
     for known in get_args(CheckpointKind):
         if kind == known:
             return known
-    raise InvalidRequest(f"checkpoint kind {_shown(kind)} is not one of {', '.join(_KINDS)}", "unknown_name")
+    raise BadValue("checkpoint kind", kind, f"one of {', '.join(_KINDS)}", "unknown_name")
 
 
 def parse_checkpoint_name(name: str) -> str:
     """The name itself; raises InvalidRequest for one that would not survive as one path segment of a URL."""
     if not _NAME.fullmatch(name):
-        rule = "1 to 200 of A-Z a-z 0-9 . _ = + @ , ~ - and starts with a letter, a digit or _"
-        raise InvalidRequest(f"checkpoint name {_shown(name)} is not valid: a name has {rule}", "malformed")
+        rule = "1 to 200 of A-Z a-z 0-9 . _ = + @ , ~ - and start with a letter, a digit or _"
+        raise BadValue("checkpoint name", name, rule, "malformed")
     return name
 
 
@@ -63,7 +63,3 @@ def training_run_id(session_id: str, model_seq_id: int) -> str:
 def sampling_session_id(session_id: str, sampling_session_seq_id: int) -> str:
     """Id of a sampler; its counter is shared with unnamed saves."""
     return f"{session_id}:sample:{sampling_session_seq_id}"
-
-
-def _shown(text: str) -> str:
-    return repr(text if len(text) <= 80 else text[:80] + "…")

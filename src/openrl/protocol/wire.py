@@ -10,12 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from openrl.errors import InvalidRequest
 from openrl.protocol.runs import OptimizerFamily
+from openrl.protocol.validation import NO_NUL, PROJECT_ID, describe_validation
 
-Id = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[^\x00]*$")]
-ProjectId = Annotated[
-    str, StringConstraints(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_][A-Za-z0-9._:@+~-]*$")
-]
-ShortText = Annotated[str, StringConstraints(max_length=4096, pattern=r"^[^\x00]*$")]
+Id = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=NO_NUL)]
+ProjectId = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=PROJECT_ID)]
+ShortText = Annotated[str, StringConstraints(max_length=4096, pattern=NO_NUL)]
 Counter = Annotated[int, Field(ge=0, le=2**31 - 1)]
 TrainingSeqId = Annotated[int, Field(ge=1, le=2**31 - 1)]
 CLONE_SEQ_IDS = 10**9
@@ -185,17 +184,18 @@ class OptimStepRequest(WireModel):
 def read_optimizer_params(request: OptimStepRequest) -> AdamParamsWire | DimuonParamsWire:
     """The settings of a step, of whichever family; raises InvalidRequest."""
     if request.adam_params is None and request.optimizer_params is None:
-        raise InvalidRequest("adam_params is missing; runs of another optimizer family send optimizer_params")
+        raise InvalidRequest(
+            "adam_params is missing; runs of another optimizer family send optimizer_params", "missing"
+        )
     if request.adam_params is not None:
         if request.optimizer_params is not None:
-            raise InvalidRequest("adam_params and optimizer_params are both given; a step takes one of them")
+            message = "adam_params and optimizer_params are both given; a step takes one of them"
+            raise InvalidRequest(message, "malformed", bound="either adam_params or optimizer_params")
         return request.adam_params
     try:
         return DimuonParamsWire.model_validate(request.optimizer_params)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise InvalidRequest(f"optimizer_params are not those of dimuon: {where}: {first['msg']}") from None
+        raise describe_validation(error, "optimizer_params") from None
 
 
 class SaveWeightsRequest(WireModel):

@@ -62,7 +62,7 @@ def get_checkpoint(
     """The tenant's own, or anybody's that is public."""
     visible = or_(checkpoints.c.tenant_id == tenant_id, checkpoints.c.is_public)
     query = select_rows(CheckpointRow).where(_is(run_id, kind, name), visible, _is_fresh(now))
-    return one_row(connection, CheckpointRow, query, _title(run_id, kind, name))
+    return one_row(connection, CheckpointRow, query, "checkpoint", str(CheckpointPath(run_id, kind, name)))
 
 
 def list_checkpoints(
@@ -173,7 +173,7 @@ def owned_checkpoint(
     """The tenant's own, expired or not, that meets the conditions."""
     owned = checkpoints.c.tenant_id == tenant_id
     query = select_rows(CheckpointRow).where(_is(run_id, kind, name), owned, *conditions)
-    return one_row(connection, CheckpointRow, query, _title(run_id, kind, name))
+    return one_row(connection, CheckpointRow, query, "checkpoint", str(CheckpointPath(run_id, kind, name)))
 
 
 def _is(run_id: str, kind: CheckpointKind, name: str) -> ColumnElement[bool]:
@@ -182,7 +182,3 @@ def _is(run_id: str, kind: CheckpointKind, name: str) -> ColumnElement[bool]:
 
 def _is_fresh(now: float) -> ColumnElement[bool]:
     return or_(checkpoints.c.expires_at.is_(None), checkpoints.c.expires_at > now)
-
-
-def _title(run_id: str, kind: CheckpointKind, name: str) -> str:
-    return f"checkpoint {kind}/{name} of training run {run_id!r}"

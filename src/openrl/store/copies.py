@@ -23,7 +23,7 @@ def copy_checkpoint(
         return owned_checkpoint(connection, copy.tenant_id, first.spec.run_id, copy.kind, copy.name)
     check_session(run, session)
     if not is_object_used(connection, copy.key):
-        raise NotFound(f"checkpoint {run.copied_from} does not exist")
+        raise NotFound.of("checkpoint", str(run.copied_from))
     insert_run(connection, run)
     put_checkpoint(connection, copy, "copy")
     return copy
@@ -32,12 +32,18 @@ def copy_checkpoint(
 def check_repetition(first: RunRow, run: RunRow) -> None:
     """Raises InvalidRequest unless the stored run is a copy of the same checkpoint."""
     if first.copied_from is None:
-        raise InvalidRequest(f"training run {first.spec.run_id} exists already and holds no copy")
+        raise _taken(first, f"training run {first.spec.run_id} exists already and holds no copy")
     if first.copied_from != run.copied_from:
-        raise InvalidRequest(f"training run {first.spec.run_id} holds a copy of {first.copied_from} already")
+        raise _taken(first, f"training run {first.spec.run_id} holds a copy of {first.copied_from} already")
+
+
+def _taken(first: RunRow, reason: str) -> InvalidRequest:
+    message = f"{reason}; choose another model_seq_id"
+    return InvalidRequest(message, "name_taken", value=first.model_seq_id, bound="a model_seq_id that is free")
 
 
 def check_session(run: RunRow, session: SessionRow | None) -> None:
     """Raises InvalidRequest when the idempotency key found a session that was made for something else."""
     if session is not None and run.session_id != session.session_id:
-        raise InvalidRequest(f"the idempotency key was used for session {run.session_id}, which is no copy")
+        message = f"the idempotency key was used for session {run.session_id}, which is no copy; send another"
+        raise InvalidRequest(message, "name_taken", bound="an idempotency key that is free")

@@ -62,7 +62,7 @@ class MemoryStore(MemoryTenants):
         return stored
 
     async def get_session(self, tenant_id: str, session_id: str) -> SessionRow:
-        return _owned(self._sessions.get(session_id), tenant_id, f"session {session_id!r}")
+        return _owned(self._sessions.get(session_id), tenant_id, "session", session_id)
 
     async def list_sessions(self, tenant_id: str, limit: int, offset: int) -> Page[SessionRow]:
         owned = [row for row in self._sessions.values() if row.tenant_id == tenant_id]
@@ -72,7 +72,7 @@ class MemoryStore(MemoryTenants):
     async def heartbeat(self, tenant_id: str, session_id: str, now: float) -> None:
         session = await self.get_session(tenant_id, session_id)
         if session.state != "active":
-            raise SessionEnded(f"session {session_id!r} is {session.state}: {session.end_reason}")
+            raise SessionEnded.of(session_id, session.state, session.end_reason)
         self._sessions[session_id] = replace(session, last_heartbeat_at=now)
 
     async def end_session(self, tenant_id: str, session_id: str, state: SessionState, reason: str) -> None:
@@ -99,7 +99,7 @@ class MemoryStore(MemoryTenants):
     async def get_run(self, tenant_id: str, run_id: str) -> RunRow:
         run = self._runs.get(run_id)
         if run is None or run.spec.tenant_id != tenant_id:
-            raise NotFound(f"training run {run_id!r} does not exist")
+            raise NotFound.of("training run", run_id)
         return run
 
     async def list_runs(self, tenant_id: str, limit: int, offset: int, project_id: str | None = None) -> Page[RunRow]:
@@ -117,11 +117,11 @@ class MemoryStore(MemoryTenants):
         return tuple(sorted(live, key=lambda row: (row.created_at, row.spec.run_id)))
 
     async def close_run(self, run_id: str) -> None:
-        run = _found(self._runs.get(run_id), f"training run {run_id!r}")
+        run = _found(self._runs.get(run_id), "training run", run_id)
         self._runs[run_id] = replace(run, is_closed=True)
 
     async def record_snapshot(self, run_id: str, seq_id: int, key: str) -> None:
-        run = _found(self._runs.get(run_id), f"training run {run_id!r}")
+        run = _found(self._runs.get(run_id), "training run", run_id)
         if seq_id > run.snapshot_seq_id:
             self._runs[run_id] = replace(run, snapshot_seq_id=seq_id, snapshot_key=key)
 
@@ -133,7 +133,7 @@ class MemoryStore(MemoryTenants):
         return _insert(self._samplers, sampler.sampler_id, sampler)
 
     async def get_sampler(self, tenant_id: str, sampler_id: str) -> SamplerRow:
-        return _owned(self._samplers.get(sampler_id), tenant_id, f"sampling session {sampler_id!r}")
+        return _owned(self._samplers.get(sampler_id), tenant_id, "sampling session", sampler_id)
 
     async def samplers_of_session(self, tenant_id: str, session_id: str) -> tuple[SamplerRow, ...]:
         of_session = [r for r in self._samplers.values() if (r.tenant_id, r.session_id) == (tenant_id, session_id)]
@@ -151,14 +151,14 @@ class MemoryStore(MemoryTenants):
                 return row
         run = self._runs.get(request.run_id)
         if run is not None and run.spec.tenant_id != request.tenant_id:
-            raise NotFound(f"training run {request.run_id!r} does not exist")
+            raise NotFound.of("training run", request.run_id)
         if run is not None and run.is_closed:
-            raise SessionEnded(f"training run {request.run_id!r} is closed and takes no more requests")
+            raise SessionEnded.of_run(request.run_id)
         self._check_new(request)
         return await self._insert_request(request, payload)
 
     async def get_request(self, tenant_id: str, request_id: str) -> RequestRow:
-        return _owned(self._requests.get(request_id), tenant_id, f"request {request_id!r}")
+        return _owned(self._requests.get(request_id), tenant_id, "request", request_id)
 
     async def wait_finished(self, tenant_id: str, request_id: str, timeout_s: float) -> RequestRow | None:
         def is_over() -> bool:
@@ -208,7 +208,7 @@ class MemoryStore(MemoryTenants):
 
     async def finish(self, finished: Sequence[FinishedRequest]) -> None:
         for item in finished:
-            _found(self._requests.get(item.request_id), f"request {item.request_id!r}")
+            _found(self._requests.get(item.request_id), "request", item.request_id)
         before = dict(self._requests), self._checkpoints.copy(), dict(self._samplers), self._num_ended_samples
         replaced = self._checkpoints.copy()
         try:
@@ -233,7 +233,7 @@ class MemoryStore(MemoryTenants):
         return tuple(sorted(wanted, key=lambda row: row.seq_id))
 
     async def run_progress(self, run_id: str) -> tuple[RunRow, int, frozenset[int]]:
-        run = _found(self._runs.get(run_id), f"training run {run_id!r}")
+        run = _found(self._runs.get(run_id), "training run", run_id)
         finished = {row.seq_id for row in self._of_run(run_id) if row.state != "queued"}
         first_missing = next(n for n in range(len(finished) + 1) if n not in finished)
         return run, first_missing, frozenset(n for n in finished if n > first_missing)
@@ -284,7 +284,7 @@ class MemoryStore(MemoryTenants):
                 return self._checkpoints.owned(copy.tenant_id, first.spec.run_id, copy.kind, copy.name)
         check_session(run, session)
         if not self._checkpoints.is_used(copy.key):
-            raise NotFound(f"checkpoint {run.copied_from} does not exist")
+            raise NotFound.of("checkpoint", str(run.copied_from))
         _insert(self._runs, run.spec.run_id, run)
         self._checkpoints.put(copy)
         self._note_copied(copy)
@@ -367,15 +367,15 @@ class MemoryStore(MemoryTenants):
 R = TypeVar("R", SessionRow, SamplerRow, RequestRow)
 
 
-def _found(row: T | None, what: str) -> T:
+def _found(row: T | None, what: str, name: str) -> T:
     if row is None:
-        raise NotFound(f"{what} does not exist")
+        raise NotFound.of(what, name)
     return row
 
 
-def _owned(row: R | None, tenant_id: str, what: str) -> R:
+def _owned(row: R | None, tenant_id: str, what: str, name: str) -> R:
     if row is None or row.tenant_id != tenant_id:
-        raise NotFound(f"{what} does not exist")
+        raise NotFound.of(what, name)
     return row
 
 

@@ -30,7 +30,7 @@ class MemoryBlobs:
         pack, _, index = ref.partition(":")
         payloads = self._packs.get(pack, [])
         if not index.isdecimal() or int(index) >= len(payloads):
-            raise NotFound(f"payload {ref!r} does not exist")
+            raise NotFound.of("payload", ref)
         return payloads[int(index)]
 
     def peek_payload(self, ref: str, max_bytes: int) -> bytes | None:
@@ -54,7 +54,7 @@ class MemoryBlobs:
 
     def get_object(self, key: str) -> dict[str, bytes]:
         if check_path(key) not in self._objects:
-            raise NotFound(f"object {key!r} does not exist")
+            raise NotFound.of("object", key)
         return dict(self._objects[key])
 
     def list_object(self, key: str) -> dict[str, int]:

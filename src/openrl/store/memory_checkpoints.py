@@ -120,4 +120,4 @@ def _is_expired(row: CheckpointRow, now: float) -> bool:
 
 
 def _not_found(run_id: str, kind: CheckpointKind, name: str) -> NotFound:
-    return NotFound(f"checkpoint {kind}/{name} of training run {run_id!r} does not exist")
+    return NotFound.of("checkpoint", str(CheckpointPath(run_id, kind, name)))

@@ -55,7 +55,7 @@ class MemoryLedger:
     async def search_sessions(self, query: SessionQuery) -> tuple[SessionSummary, ...]:
         for project_id in query.project_ids or ():
             if (query.tenant_id, project_id) not in self._projects:
-                raise NotFound(f"project {project_id!r} does not exist")
+                raise NotFound.of("project", project_id)
         owned = [row for row in self._sessions.values() if row.tenant_id == query.tenant_id]
         owned.sort(key=_age, reverse=True)
         after = query.after
@@ -68,7 +68,7 @@ class MemoryLedger:
     async def assign_project(self, tenant_id: str, session_id: str, project_id: str, now: float) -> None:
         session = self._sessions.get(session_id)
         if session is None or session.tenant_id != tenant_id:
-            raise NotFound(f"session {session_id!r} does not exist")
+            raise NotFound.of("session", session_id)
         if session.project_id != project_id:
             self._note_project(tenant_id, project_id, now)
             self._sessions[session_id] = replace(session, project_id=project_id)

@@ -43,5 +43,5 @@ class MemoryTenants(MemoryLedger):
     async def tenant_of_key(self, key_hash: str) -> str:
         key = self._keys.get(key_hash)
         if key is None or key.revoked_at is not None:
-            raise Unauthorized("the API key is not valid")
+            raise Unauthorized("the API key is not valid: unknown here, or revoked; `openrl keys` makes keys")
         return key.tenant_id

@@ -128,7 +128,7 @@ class ObjectDirectory:
                 found = read(newest)
                 if newest.exists():  # whole: it was there before and after
                     return found
-        raise NotFound(f"object {key!r} does not exist")
+        raise NotFound.of("object", key)
 
 
 def _claim_workplace(tmp: Path) -> tuple[Path, int]:

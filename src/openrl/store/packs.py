@@ -113,7 +113,7 @@ class PayloadPacks:
         try:
             return os.open(f"{self._root}/{name}{SUFFIX}", os.O_RDONLY)
         except FileNotFoundError:
-            raise NotFound(f"payload {ref!r} does not exist") from None
+            raise NotFound.of("payload", ref) from None
 
     def _create(self) -> OpenPack:
         name = uuid.uuid4().hex
@@ -158,7 +158,7 @@ def _refs(name: str, start: int, payloads: Sequence[bytes]) -> list[str]:
 def _parse(ref: str) -> tuple[str, int, int]:
     match = REF.fullmatch(ref)
     if match is None:
-        raise NotFound(f"payload {ref!r} does not exist")
+        raise NotFound.of("payload", ref)
     return match[1], int(match[2]), int(match[3])
 
 

@@ -20,7 +20,7 @@ def check_projects(connection: Connection, tenant_id: str, project_ids: tuple[st
     """Raises NotFound naming the first that the tenant does not have."""
     for project_id in project_ids:
         if not _has_project(connection, tenant_id, project_id):
-            raise NotFound(f"project {project_id!r} does not exist")
+            raise NotFound.of("project", project_id)
 
 
 def assign_project(connection: Connection, tenant_id: str, session_id: str, project_id: str, now: float) -> None:
@@ -28,7 +28,7 @@ def assign_project(connection: Connection, tenant_id: str, session_id: str, proj
     at = and_(sessions.c.tenant_id == tenant_id, sessions.c.session_id == session_id)
     found = connection.execute(select(sessions.c.project_id).where(at)).first()
     if found is None:
-        raise NotFound(f"session {session_id!r} does not exist")
+        raise NotFound.of("session", session_id)
     if found.project_id == project_id:
         return
     have_project(connection, tenant_id, project_id, now)

@@ -92,7 +92,9 @@ def insert_requests(connection: Connection, rows: Sequence[RequestRow]) -> None:
 def first_request_of(connection: Connection, run: RunRow) -> RequestRow:
     """The request that created a run."""
     query = select_rows(RequestRow).where(requests.c.run_id == run.spec.run_id, HAS_RUN)
-    return one_row(connection, RequestRow, query.order_by(requests.c.position).limit(1), "the run's first request")
+    return one_row(
+        connection, RequestRow, query.order_by(requests.c.position).limit(1), "first request of run", run.spec.run_id
+    )
 
 
 def finish_requests(connection: Connection, calls: Sequence[Sequence[FinishedRequest]]) -> list[Ended | NotFound]:
@@ -107,7 +109,7 @@ def finish_requests(connection: Connection, calls: Sequence[Sequence[FinishedReq
     taken: set[str] = set()
     for call, missing in zip(calls, unknown, strict=True):
         if missing is not None:
-            answers.append(NotFound(f"request {missing!r} does not exist"))
+            answers.append(NotFound.of("request", missing))
             continue
         queued = [item for item in call if stored[item.request_id].state == "queued"]
         checked = [_with_name_checked(connection, item, taken) for item in queued]
@@ -120,7 +122,7 @@ def finish_requests(connection: Connection, calls: Sequence[Sequence[FinishedReq
 def get_request(connection: Connection, tenant_id: str, request_id: str) -> RequestRow:
     """One request of a tenant."""
     query = select_rows(RequestRow).where(requests.c.request_id == request_id, requests.c.tenant_id == tenant_id)
-    return one_row(connection, RequestRow, query, f"request {request_id!r}")
+    return one_row(connection, RequestRow, query, "request", request_id)
 
 
 def ended_samples(
@@ -185,9 +187,9 @@ def _refusal(row: RequestRow, owners: dict[str, tuple[str, bool]]) -> Exception 
         return None
     tenant_id, is_closed = owner
     if tenant_id != row.tenant_id:
-        return NotFound(f"training run {row.run_id!r} does not exist")
+        return NotFound.of("training run", row.run_id)
     if is_closed:
-        return SessionEnded(f"training run {row.run_id!r} is closed and takes no more requests")
+        return SessionEnded.of_run(row.run_id)
     return None
 
 

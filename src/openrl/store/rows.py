@@ -61,11 +61,11 @@ def first_row(connection: Connection, kind: type[R], query: Select[Any]) -> R | 
     return None if found is None else _BUILDERS[kind](found)
 
 
-def one_row(connection: Connection, kind: type[R], query: Select[Any], what: str) -> R:
-    """The first row of a query made by `select_rows(kind)`; raises NotFound naming `what`."""
+def one_row(connection: Connection, kind: type[R], query: Select[Any], what: str, name: str) -> R:
+    """The first row of a query made by `select_rows(kind)`; raises NotFound: no `what` has the name."""
     found = first_row(connection, kind, query)
     if found is None:
-        raise NotFound(f"{what} does not exist")
+        raise NotFound.of(what, name)
     return found
 
 

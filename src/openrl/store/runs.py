@@ -26,12 +26,12 @@ def insert_run(connection: Connection, run: RunRow) -> None:
 def get_run(connection: Connection, tenant_id: str, run_id: str) -> RunRow:
     """One run of a tenant."""
     query = select_rows(RunRow).where(runs.c.run_id == run_id, runs.c.tenant_id == tenant_id)
-    return one_row(connection, RunRow, query, f"training run {run_id!r}")
+    return one_row(connection, RunRow, query, "training run", run_id)
 
 
 def any_run(connection: Connection, run_id: str) -> RunRow:
     """One run of any tenant."""
-    return one_row(connection, RunRow, select_rows(RunRow).where(runs.c.run_id == run_id), f"training run {run_id!r}")
+    return one_row(connection, RunRow, select_rows(RunRow).where(runs.c.run_id == run_id), "training run", run_id)
 
 
 def list_runs(connection: Connection, tenant_id: str, limit: int, offset: int, project_id: str | None) -> Page[RunRow]:
@@ -63,7 +63,7 @@ def close_run(connection: Connection, run_id: str) -> None:
     """Take no more requests for a run."""
     closed = connection.execute(update(runs).where(runs.c.run_id == run_id).values(is_closed=True))
     if closed.rowcount == 0:
-        raise NotFound(f"training run {run_id!r} does not exist")
+        raise NotFound.of("training run", run_id)
 
 
 def record_snapshot(connection: Connection, run_id: str, seq_id: int, key: str) -> None:

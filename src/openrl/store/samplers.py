@@ -25,7 +25,7 @@ def create_sampler(connection: Connection, sampler: SamplerRow) -> SamplerRow:
 def get_sampler(connection: Connection, tenant_id: str, sampler_id: str) -> SamplerRow:
     """One sampler of a tenant."""
     query = select_rows(SamplerRow).where(samplers.c.sampler_id == sampler_id, samplers.c.tenant_id == tenant_id)
-    return one_row(connection, SamplerRow, query, f"sampling session {sampler_id!r}")
+    return one_row(connection, SamplerRow, query, "sampling session", sampler_id)
 
 
 def join_sampler(connection: Connection, tenant_id: str, sampler_id: str) -> int:
@@ -34,7 +34,7 @@ def join_sampler(connection: Connection, tenant_id: str, sampler_id: str) -> int
     counted = joining.values(num_joined=samplers.c.num_joined + 1).returning(samplers.c.num_joined)
     number = connection.scalar(counted)
     if number is None:
-        raise NotFound(f"sampling session {sampler_id!r} does not exist")
+        raise NotFound.of("sampling session", sampler_id)
     return number
 
 

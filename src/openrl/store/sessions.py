@@ -22,7 +22,7 @@ def create_session(connection: Connection, session: SessionRow) -> SessionRow:
 def get_session(connection: Connection, tenant_id: str, session_id: str) -> SessionRow:
     """One session of a tenant."""
     query = select_rows(SessionRow).where(sessions.c.session_id == session_id, sessions.c.tenant_id == tenant_id)
-    return one_row(connection, SessionRow, query, f"session {session_id!r}")
+    return one_row(connection, SessionRow, query, "session", session_id)
 
 
 def list_sessions(connection: Connection, tenant_id: str, limit: int, offset: int) -> Page[SessionRow]:
@@ -37,7 +37,7 @@ def heartbeat(connection: Connection, tenant_id: str, session_id: str, now: floa
     """Note a sign of life of an active session."""
     session = get_session(connection, tenant_id, session_id)
     if session.state != "active":
-        raise SessionEnded(f"session {session_id!r} is {session.state}: {session.end_reason}")
+        raise SessionEnded.of(session_id, session.state, session.end_reason)
     connection.execute(update(sessions).where(sessions.c.session_id == session_id).values(last_heartbeat_at=now))
 
 

@@ -172,7 +172,7 @@ class SqlStore:
             if row is None:
                 row = await self._read(requests.get_request, tenant_id, request_id)
             if row.tenant_id != tenant_id:
-                raise NotFound(f"request {request_id!r} does not exist")
+                raise NotFound.of("request", request_id)
             if row.state != "queued":
                 return row
             giving_up = asyncio.get_running_loop().call_later(timeout_s, _give_up, ending)

@@ -66,5 +66,5 @@ def tenant_of_key(connection: Connection, key_hash: str) -> str:
         select(api_keys.c.tenant_id).where(api_keys.c.key_hash == key_hash, api_keys.c.revoked_at.is_(None))
     )
     if owner is None:
-        raise Unauthorized("the API key is not valid")
+        raise Unauthorized("the API key is not valid: unknown here, or revoked; `openrl keys` makes keys")
     return str(owner)

@@ -5,6 +5,7 @@ from starlette.responses import Response
 from openrl.errors import NotFound, Unauthorized
 from openrl.gateway.auth import KEY_PREFIX, credential_of, key_hash_of
 from openrl.gateway.context import Call, Route
+from openrl.gateway.identity import tenant_name
 from openrl.gateway.replies import json_reply, no_content
 from openrl.gateway.tokens import make_token
 from openrl.store.base import ApiKeyRow
@@ -15,8 +16,7 @@ _ID_DIGITS = 13  # hexadecimal: 52 bits, which every JSON reader keeps exactly
 async def get_own_key(call: Call) -> Response:
     """The key that was sent, as `tinker auth login` wants it. A tenant has no address: its name stands there."""
     key = await _own_key(call)
-    tenants = await call.gateway.store.list_tenants()
-    name = next((tenant.name for tenant in tenants if tenant.tenant_id == call.tenant_id), call.tenant_id)
+    name = await tenant_name(call.gateway, call.tenant_id)
     return json_reply(
         {
             "key_id": int(key.key_hash[:_ID_DIGITS], 16),
@@ -38,9 +38,12 @@ async def exchange(call: Call) -> Response:
     """A token for the key that was sent; tokens are not exchanged, so that each goes back to a key."""
     gateway, credential = call.gateway, credential_of(call.request)
     if not gateway.config.jwt_auth:
-        raise NotFound("this server gives out no tokens: gateway.jwt_auth is off")
+        message = "this server gives out no tokens (gateway.jwt_auth is off); send the API key itself"
+        raise NotFound(message, "not_supported", bound="the API key in X-API-Key")
     if not credential.startswith(KEY_PREFIX):
-        raise Unauthorized("only an API key is exchanged for a token")
+        raise Unauthorized(
+            "a token is not exchanged for another; send the API key", bound=f"a key that starts with {KEY_PREFIX}"
+        )
     key_hash = key_hash_of(credential, gateway)
     now = gateway.clock()
     token = make_token(call.tenant_id, key_hash, gateway.signing_key, now, gateway.config.jwt_lifetime_s)

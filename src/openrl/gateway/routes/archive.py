@@ -8,12 +8,12 @@ from urllib.parse import quote
 
 from starlette.responses import Response, StreamingResponse
 
-from openrl.errors import InvalidRequest, NotFound
+from openrl.errors import InvalidRequest
 from openrl.gateway.archive import stream_tar, tar_size
 from openrl.gateway.context import Call, Gateway, Route
-from openrl.gateway.download_links import DownloadGrant, open_grant, sign_grant
+from openrl.gateway.download_links import DownloadGrant, open_grant, sign_grant, wrong_link
 from openrl.gateway.routes.checkpoints import ADDRESS, address_of
-from openrl.protocol.paths import parse_checkpoint_kind
+from openrl.protocol.paths import CheckpointPath, parse_checkpoint_kind
 from openrl.store.base import CheckpointRow
 
 MARKER = "checkpoint_complete"
@@ -38,7 +38,7 @@ async def download(call: Call) -> Response:
     gateway = call.gateway
     grant = open_grant(call.path["token"], gateway.signing_key, gateway.clock())
     if grant.file:
-        raise NotFound("this download link is for a single file")
+        raise wrong_link(grant, "archive")
     kind = parse_checkpoint_kind(grant.kind)
     row = await gateway.store.get_checkpoint(grant.tenant_id, grant.run_id, kind, grant.name)
     sizes = await asyncio.to_thread(_sizes, gateway, row)
@@ -57,7 +57,10 @@ def _sizes(gateway: Gateway, row: CheckpointRow) -> dict[str, int]:
     stored = gateway.blobs.list_object(row.key)
     missing = [name for name in _ADAPTER_FILES if name not in stored]
     if missing:
-        raise InvalidRequest(f"checkpoint {row.kind}/{row.name} of run {row.run_id} lacks {', '.join(missing)}")
+        path = CheckpointPath(row.run_id, row.kind, row.name)
+        raise InvalidRequest(
+            f"{path} lacks {', '.join(missing)}, of which an archive is made", "missing", value=str(path)
+        )
     return {**{name: stored[name] for name in _ADAPTER_FILES}, MARKER: 0}
 
 

@@ -4,7 +4,7 @@ from datetime import UTC, date, datetime, timedelta
 
 from starlette.responses import Response
 
-from openrl.errors import InvalidRequest
+from openrl.errors import BadValue
 from openrl.gateway.context import Call, Route
 from openrl.gateway.identity import user_urn
 from openrl.gateway.replies import json_reply, show_time
@@ -27,7 +27,7 @@ async def audit(call: Call) -> Response:
     if kind == "teams":
         return json_reply({"entries": []})
     if kind not in _CATEGORIES:
-        raise InvalidRequest(f"event_type is {kind[:40]!r}; it must be one of {', '.join((*_CATEGORIES, 'teams'))}")
+        raise BadValue("event_type", kind, f"one of {', '.join((*_CATEGORIES, 'teams'))}", "unknown_name")
     since, until = start.timestamp(), (start + timedelta(days=1)).timestamp()
     entries = await call.gateway.store.ledger.audit_log(call.tenant_id, _CATEGORIES[kind], since, until)
     return json_reply({"entries": [_show(call.tenant_id, entry) for entry in entries]})
@@ -40,9 +40,9 @@ def _day(call: Call) -> date:
     try:
         day = date.fromisoformat(text)
     except ValueError:
-        raise InvalidRequest(f"day is {text[:40]!r}; it must be of the form YYYY-MM-DD") from None
+        raise BadValue("day", text, "of the form YYYY-MM-DD", "malformed") from None
     if not 1970 <= day.year <= 9998:
-        raise InvalidRequest(f"day is {text}; its year must be between 1970 and 9998")
+        raise BadValue("day", text, "in the years 1970 to 9998")
     return day
 
 

@@ -2,7 +2,8 @@
 
 from starlette.responses import Response
 
-from openrl.errors import InvalidRequest, SessionEnded
+from openrl.errors import InvalidRequest
+from openrl.gateway.active_session import find_active_session
 from openrl.gateway.body import read_json
 from openrl.gateway.checkpoint_access import find_checkpoint, read_manifest
 from openrl.gateway.context import Call, Route
@@ -39,12 +40,10 @@ async def copy_weights(call: Call) -> Response:
 async def _new_session(call: Call, request: CopyWeightsRequest) -> SessionRow | None:
     """A session that has ended already, in the given project; None for a copy into one that is there."""
     if request.session_id is not None and request.model_seq_id is not None:
-        session = await call.gateway.store.get_session(call.tenant_id, request.session_id)
-        if session.state != "active":
-            raise SessionEnded(f"session {session.session_id} is {session.state}: it takes no copy")
+        await find_active_session(call, request.session_id, "the copy")
         return None
     if request.destination_project_id is None:
-        raise InvalidRequest("give destination_project_id, or session_id and model_seq_id")
+        raise InvalidRequest("give destination_project_id, or session_id and model_seq_id", "missing")
     now = call.gateway.clock()
     return SessionRow(
         session_id=call.gateway.new_id(),

@@ -5,7 +5,8 @@ import json
 
 from starlette.responses import Response
 
-from openrl.errors import InvalidRequest, SessionEnded
+from openrl.errors import BadValue
+from openrl.gateway.active_session import find_active_session
 from openrl.gateway.body import parse_json, read_body
 from openrl.gateway.context import Call, Route
 from openrl.gateway.custom_losses import keep_loss
@@ -19,11 +20,9 @@ async def create_custom_loss(call: Call) -> Response:
     gateway = call.gateway
     body = await read_body(call)
     if len(body) > MAX_GRAPH_BYTES:
-        raise InvalidRequest(f"the loss takes {len(body)} bytes; it may take {MAX_GRAPH_BYTES}")
+        raise BadValue("bytes of the loss", len(body), f"at most {MAX_GRAPH_BYTES}", "too_large")
     request = parse_json(body, CreateCustomLossRequest)
-    session = await gateway.store.get_session(call.tenant_id, request.session_id)
-    if session.state != "active":
-        raise SessionEnded(f"session {request.session_id} is {session.state}: it takes no new custom loss")
+    await find_active_session(call, request.session_id, "the custom loss")
     check_custom_loss(request)
     loss_id = await keep_loss(call, request.session_id, request)
     result = json.dumps({"loss_id": loss_id, "type": "create_custom_loss"}).encode()

@@ -7,11 +7,11 @@ from urllib.parse import quote
 
 from starlette.responses import FileResponse, Response
 
-from openrl.errors import InvalidRequest, NotFound
+from openrl.errors import BadValue, InvalidRequest, NotFound
 from openrl.gateway.body import read_body
 from openrl.gateway.checkpoint_access import MANIFEST_FILE, check_name_is_free
 from openrl.gateway.context import Call, Gateway, Route
-from openrl.gateway.download_links import DownloadGrant, open_grant, sign_grant
+from openrl.gateway.download_links import DownloadGrant, open_grant, sign_grant, wrong_link
 from openrl.gateway.replies import json_reply, show_time
 from openrl.gateway.routes.checkpoints import ADDRESS, address_of
 from openrl.gateway.submission import submit_json
@@ -30,7 +30,8 @@ async def save_weights_external(call: Call) -> Response:
 
 async def _admit_save(call: Call, run: RunRow, request: SaveWeightsExternalRequest, body: bytes) -> bytes:
     if request.age_encryption_recipients == ():
-        raise InvalidRequest("age_encryption_recipients is empty; leave it out to store the files as they are")
+        message = "age_encryption_recipients is empty; leave it out to store the files as they are"
+        raise InvalidRequest(message, "out_of_range", value=[], bound="left out, or 1 to 10 recipients")
     for recipient in request.age_encryption_recipients or ():
         parse_recipient(recipient)
     await check_name_is_free(
@@ -43,7 +44,7 @@ async def external_weights_urls(call: Call) -> Response:
     """A link for each file, good for a while without a key; every call signs new ones."""
     at, gateway = address_of(call), call.gateway
     if at.kind != "external_weights":
-        raise InvalidRequest(f"{at} is of kind {at.kind}; only external_weights have links to single files")
+        raise BadValue(f"{at}: kind", at.kind, "external_weights, which have links to single files", "wrong_kind")
     row = await gateway.store.get_checkpoint(call.tenant_id, at.run_id, at.kind, at.name)
     sizes = await asyncio.to_thread(gateway.blobs.list_object, row.key)
     expires_at = gateway.clock() + gateway.config.download_link_s
@@ -62,7 +63,7 @@ async def download(call: Call) -> Response:
     gateway = call.gateway
     grant = open_grant(call.path["token"], gateway.signing_key, gateway.clock())
     if not grant.file:
-        raise NotFound("this download link is for an archive")
+        raise wrong_link(grant, "file of external weights")
     row = await gateway.store.get_checkpoint(grant.tenant_id, grant.run_id, "external_weights", grant.name)
     path, status = await asyncio.to_thread(_find, gateway, row, grant.file)
     return FileResponse(path, media_type="application/octet-stream", filename=path.name, stat_result=status)
@@ -73,7 +74,7 @@ def _find(gateway: Gateway, row: CheckpointRow, file: str) -> tuple[Path, os.sta
     try:
         return path, path.stat()
     except FileNotFoundError:  # deleted in this moment
-        raise NotFound(f"file {file!r} does not exist") from None
+        raise NotFound.of("file", file) from None
 
 
 ROUTES = (

@@ -2,17 +2,19 @@
 
 import asyncio
 
+from starlette.requests import Request
 from starlette.responses import Response
 
-from openrl.errors import InvalidRequest, NotFound
+from openrl.errors import BadValue, ErrorCategory, NotFound, RequestFailed, RequestTimeout, ResultExpired
 from openrl.gateway.body import read_json
 from openrl.gateway.client_flags import is_on, is_remote
 from openrl.gateway.context import Call, Route
+from openrl.gateway.errors import error_content, error_response
 from openrl.gateway.json_replies import accepts_only_json, result_json
 from openrl.gateway.replies import JSON_TYPE, PROTOBUF_TYPE, json_reply
 from openrl.protocol.runs import RequestKind
 from openrl.protocol.wire import FutureRequest
-from openrl.store.base import FinishedRequest, Json, RequestRow
+from openrl.store.base import FinishedRequest, RequestRow
 
 _INLINE_BYTES = 2**16
 """Larger results are read in a thread, so that they do not hold up other requests."""
@@ -25,12 +27,12 @@ async def retrieve_future(call: Call) -> Response:
     gateway = call.gateway
     row = await gateway.store.wait_finished(call.tenant_id, request.request_id, gateway.config.long_poll_s)
     if row is None:
-        return _try_again(request.request_id)
+        return _try_again(call.request, request.request_id)
     if row.state == "done":
         return (request.allow_metadata_only and _announcement(call, row)) or await _result(call, row)
     if row.state == "cancelled":
-        return _failure("the request was cancelled", "user")
-    return _failure(row.error, row.category)
+        return _failure(call.request, "the request was cancelled", "user")
+    return _failure(call.request, row.error or "the request failed", row.category)
 
 
 def _announcement(call: Call, row: RequestRow) -> Response | None:
@@ -57,28 +59,29 @@ async def _result(call: Call, row: RequestRow) -> Response:
         if content is None:
             content = await asyncio.to_thread(blobs.get_payload, row.result_ref)
     except NotFound:
-        return _lost(row)
+        return _lost(call.request, row)
     if row.kind in _PROTOBUF_KINDS and accepts_only_json(call.request):
         return Response(await asyncio.to_thread(result_json, row.kind, content), media_type=JSON_TYPE)
     return Response(content, media_type=PROTOBUF_TYPE if row.kind in _PROTOBUF_KINDS else JSON_TYPE)
 
 
-def _lost(row: RequestRow) -> Response:
+def _lost(request: Request, row: RequestRow) -> Response:
     """Results are kept for a while only. A lost sample is drawn again (410); training must not run twice."""
     message = f"the result of request {row.request_id} is no more: it was not fetched in time"
     if row.kind == "sample":
-        return json_reply({"detail": message}, status=410)
-    return _failure(message, "server")
+        raise ResultExpired(f"{message}; draw it again", value=row.request_id)
+    return _failure(request, message, "server")
 
 
-def _failure(message: str, category: str) -> Response:
+def _failure(request: Request, message: str, category: ErrorCategory) -> Response:
     """Failures are answers: clients repeat any other status for ever, or die of it (tinker-api P10)."""
-    return json_reply({"error": message or "the request failed", "category": category})
+    refusal = error_content(request, RequestFailed(message, category))
+    return json_reply({"error": refusal.pop("detail"), "category": category, **refusal})
 
 
-def _try_again(request_id: str) -> Response:
-    content: Json = {"type": "try_again", "request_id": request_id, "queue_state": "active"}
-    return json_reply(content, status=408)
+def _try_again(request: Request, request_id: str) -> Response:
+    asked = RequestTimeout(f"request {request_id} has no result yet; ask again")
+    return error_response(request, asked, {"type": "try_again", "request_id": request_id, "queue_state": "active"})
 
 
 async def cancel_future(call: Call) -> Response:
@@ -87,9 +90,7 @@ async def cancel_future(call: Call) -> Response:
     gateway = call.gateway
     row = await gateway.store.get_request(call.tenant_id, request.request_id)
     if row.kind != "sample":
-        raise InvalidRequest(
-            f"request {row.request_id} is of kind {row.kind}; only samples can be cancelled", "wrong_kind"
-        )
+        raise BadValue(f"request {row.request_id}: kind", row.kind, "sample, which can be cancelled", "wrong_kind")
     if row.state == "queued":
         await gateway.store.finish([FinishedRequest(row.request_id, "cancelled", gateway.clock())])
         gateway.hooks.on_cancel(row.request_id)

@@ -13,12 +13,14 @@ from openrl.catalog import BaseModelInfo
 from openrl.config import GatewayConfig
 from openrl.errors import InvalidRequest, NotFound
 from openrl.gateway.admission import admit_forward_backward
-from openrl.gateway.body import parse_json, read_body
+from openrl.gateway.body import BodyTooLarge, parse_json, read_body, read_end
 from openrl.gateway.context import Call, Route
 from openrl.gateway.replies import JSON_TYPE, future_reply
-from openrl.gateway.submission import find_run, new_request, refuse
+from openrl.gateway.submission import find_run, new_request, refuse, refuse_address
 from openrl.protocol.codec import encode_forward_backward
 from openrl.protocol.json_datums import JsonForwardBackwardRequest, JsonForwardRequest, to_forward_backward
+from openrl.protocol.oversized import MAX_END_BYTES, read_json_address
+from openrl.protocol.runs import TrainingKind
 from openrl.protocol.wire import RunAddress
 
 
@@ -38,10 +40,15 @@ async def forward_backward_from_json(call: Call) -> Response:
 
 
 async def _submit(call: Call, form: type[JsonForwardRequest | JsonForwardBackwardRequest]) -> Response:
-    body = await read_body(call)
+    kind: TrainingKind = "forward" if form is JsonForwardRequest else "forward_backward"
+    try:
+        body = await read_body(call)
+    except BodyTooLarge as error:
+        end = await read_end(call, error, MAX_END_BYTES)
+        return await refuse_address(call, read_json_address(end), kind, error)
     address = await asyncio.to_thread(parse_json, body, RunAddress)
     run = await find_run(call, address.model_id)
-    row = new_request(call, run, "forward" if form is JsonForwardRequest else "forward_backward", address.seq_id)
+    row = new_request(call, run, kind, address.seq_id)
     model = call.gateway.catalog.get(run.spec.base_model)
     try:
         num_tokens, payload = await asyncio.to_thread(_admit, body, form, model, call.gateway.config)

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 from starlette.responses import Response
 
-from openrl.errors import InvalidRequest, QuotaExceeded, SessionEnded
+from openrl.errors import BadValue, InvalidRequest, QuotaExceeded
+from openrl.gateway.active_session import find_active_session
 from openrl.gateway.admission import admit_lora, admit_optimizer, check_load, check_moments, check_rank
 from openrl.gateway.body import parse_json, read_body, read_json
 from openrl.gateway.checkpoint_access import find_checkpoint, read_manifest
@@ -93,7 +94,8 @@ async def _admit_load(call: Call, run: RunRow, request: LoadWeightsRequest, _: b
     there = (manifest.base_model, manifest.rank, manifest.train_attn, manifest.train_mlp, manifest.train_unembed)
     if here != there:
         names = "(base model, rank, train_attn, train_mlp, train_unembed)"
-        raise InvalidRequest(f"{request.path} has {names} {there}; run {spec.run_id} has {here}", "wrong_shape")
+        bound = f"{here}, as run {spec.run_id} has it"
+        raise BadValue(f"{names} of {request.path}", there, bound, "wrong_shape")
     check_moments(manifest, request.path, spec.optimizer, with_optimizer=request.optimizer)
     return _load_payload(request, checkpoint)
 
@@ -102,9 +104,8 @@ async def _resolve(call: Call, request: LoadWeightsRequest) -> tuple[CheckpointR
     """The checkpoint a load asks for, and its shape; raises InvalidRequest and NotFound."""
     checkpoint = await find_checkpoint(call, request.path, request.weights_access_token)
     if checkpoint.kind != "weights":
-        raise InvalidRequest(
-            f"{request.path} is of kind {checkpoint.kind}; training continues from kind weights", "wrong_kind"
-        )
+        bound = "weights, which save_state makes"
+        raise BadValue(f"{request.path}: kind", checkpoint.kind, bound, "wrong_kind")
     manifest = await read_manifest(call, checkpoint)
     check_load(manifest, request.path, with_optimizer=request.optimizer, base_model=request.base_model)
     if request.optimizer_config is not None:
@@ -127,9 +128,7 @@ async def _new_run(
     user_metadata: Json | None,
 ) -> RunRow:
     """The row of a run that starts; raises SessionEnded and NotFound for its session."""
-    session = await call.gateway.store.get_session(call.tenant_id, session_id)
-    if session.state != "active":
-        raise SessionEnded(f"session {session_id} is {session.state}: it takes no new training run")
+    await find_active_session(call, session_id, "the training run")
     now = call.gateway.clock()
     return RunRow(
         spec=spec,
@@ -174,7 +173,8 @@ async def unload_model(call: Call) -> Response:
         stored = await call.gateway.store.enqueue(numbered, body)
         if stored.kind == "unload_model":
             return future_reply(stored)
-    raise QuotaExceeded(f"more than {_UNLOAD_TRIES} requests of run {run.spec.run_id} are waiting; unload it later")
+    message = f"more than {_UNLOAD_TRIES} requests of run {run.spec.run_id} are waiting; unload it later"
+    raise QuotaExceeded(message, value=run.spec.run_id, bound=f"a run with at most {_UNLOAD_TRIES} waiting requests")
 
 
 ROUTES = (

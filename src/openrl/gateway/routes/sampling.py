@@ -5,7 +5,8 @@ from functools import partial
 
 from starlette.responses import Response
 
-from openrl.errors import InvalidRequest, SessionEnded
+from openrl.errors import BadValue, InvalidRequest
+from openrl.gateway.active_session import find_active_session
 from openrl.gateway.body import read_body, read_json
 from openrl.gateway.checkpoint_access import find_checkpoint, read_manifest
 from openrl.gateway.context import Call, Route
@@ -58,18 +59,15 @@ async def _open_sampler(call: Call, tenant_id: str, sampler_id: str) -> SamplerR
     sampler = await call.gateway.store.get_sampler(tenant_id, sampler_id)
     session = await call.gateway.store.get_session(tenant_id, sampler.session_id)
     if session.state != "active":
-        raise InvalidRequest(
-            f"session {session.session_id} of sampler {sampler_id} is {session.state}", "session_ended"
-        )
+        message = f"session {session.session_id!r} of sampler {sampler_id!r} is {session.state}; make a new one"
+        raise InvalidRequest(message, "session_ended", value=session.session_id, bound="an active session")
     return sampler
 
 
 async def create_sampling_session(call: Call) -> Response:
     """A name for weights that never change: a saved adapter, or the base model alone."""
     request = await read_json(call, CreateSamplingSessionRequest)
-    session = await call.gateway.store.get_session(call.tenant_id, request.session_id)
-    if session.state != "active":
-        raise SessionEnded(f"session {request.session_id} is {session.state}: it takes no new sampler")
+    await find_active_session(call, request.session_id, "the sampler")
     row = SamplerRow(
         sampler_id=sampling_session_id(request.session_id, request.sampling_session_seq_id),
         tenant_id=call.tenant_id,
@@ -91,9 +89,8 @@ async def create_sampling_session(call: Call) -> Response:
 async def _with_adapter(call: Call, row: SamplerRow, model_path: str) -> SamplerRow:
     checkpoint = await find_checkpoint(call, model_path)
     if checkpoint.kind != "sampler_weights":
-        raise InvalidRequest(
-            f"{model_path} is of kind {checkpoint.kind}; samples are drawn from kind sampler_weights", "wrong_kind"
-        )
+        bound = "sampler_weights, which save_weights_for_sampler makes"
+        raise BadValue(f"{model_path}: kind", checkpoint.kind, bound, "wrong_kind")
     manifest = await read_manifest(call, checkpoint)
     base_model = call.gateway.catalog.get(manifest.base_model).name
     return replace(row, base_model=base_model, model_path=model_path, adapter_key=checkpoint.key)

@@ -2,9 +2,11 @@
 
 from starlette.responses import Response
 
+from openrl.errors import Unavailable
 from openrl.gateway.body import read_json
 from openrl.gateway.client_flags import dynamic_flags, is_remote, static_flags
 from openrl.gateway.context import Call, Route
+from openrl.gateway.errors import error_response
 from openrl.gateway.replies import json_reply
 from openrl.protocol.wire import ClientConfigRequest
 
@@ -42,8 +44,10 @@ async def healthz(_: Call) -> Response:
 
 async def readyz(call: Call) -> Response:
     """Whether work can be done: 503 until it can."""
-    is_ready = call.gateway.hooks.is_ready()
-    return json_reply({"status": "ready" if is_ready else "starting"}, status=200 if is_ready else 503)
+    if call.gateway.hooks.is_ready():
+        return json_reply({"status": "ready"})
+    starting = Unavailable("the server is starting or stopping: no worker takes requests yet; ask again soon")
+    return error_response(call.request, starting, {"status": "starting"})
 
 
 ROUTES = (

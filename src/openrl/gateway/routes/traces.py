@@ -5,9 +5,9 @@ from urllib.parse import quote
 
 from starlette.responses import FileResponse, Response
 
-from openrl.errors import NotFound, OpenRLError
+from openrl.errors import OpenRLError
 from openrl.gateway.context import Call, Route
-from openrl.gateway.download_links import DownloadGrant, open_grant, sign_grant
+from openrl.gateway.download_links import DownloadGrant, open_grant, sign_grant, wrong_link
 from openrl.gateway.replies import json_reply
 from openrl.gateway.trace_exports import TRACE_FILE
 from openrl.store.object_keys import trace_key
@@ -39,7 +39,7 @@ async def download_trace(call: Call) -> Response:
     gateway = call.gateway
     grant = open_grant(call.path["token"], gateway.signing_key, gateway.clock())
     if grant.kind != _GRANT_KIND:
-        raise NotFound("this link is not for a trace")
+        raise wrong_link(grant, "trace")
     path = await asyncio.to_thread(gateway.blobs.open_path, trace_key(grant.run_id), TRACE_FILE)
     return FileResponse(path, media_type="application/octet-stream", filename=f"{grant.run_id}.pftrace")
 

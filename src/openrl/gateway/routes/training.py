@@ -14,13 +14,13 @@ from openrl.gateway.custom_losses import find_loss
 from openrl.gateway.metadata import check_metadata
 from openrl.gateway.replies import future_reply
 from openrl.gateway.routes.json_forward import forward_backward_from_json, is_json
-from openrl.gateway.submission import find_run, new_request, refuse, submit_json
+from openrl.gateway.submission import find_run, new_request, refuse, refuse_address, submit_json
 from openrl.protocol.codec import decode_forward_backward, decode_run_and_seq_id
 from openrl.protocol.custom_loss import read_loss_id
 from openrl.protocol.datum import ForwardBackwardInput
 from openrl.protocol.losses import CUSTOM
+from openrl.protocol.oversized import read_address
 from openrl.protocol.paths import CheckpointPath, parse_checkpoint_name
-from openrl.protocol.prefix import read_address
 from openrl.protocol.wire import OptimStepRequest, SaveWeightsForSamplerRequest, SaveWeightsRequest
 from openrl.store.base import RunRow
 
@@ -35,11 +35,11 @@ async def forward_backward(call: Call) -> Response:
     try:
         body = await read_body(call)
     except BodyTooLarge as error:
-        return await _refuse_address(call, read_address(error.prefix), error)
+        return await refuse_address(call, read_address(error.start), "forward_backward", error)
     try:
         request = await _decode(body)
     except InvalidRequest as error:
-        return await _refuse_address(call, decode_run_and_seq_id(body), error)
+        return await refuse_address(call, decode_run_and_seq_id(body), "forward_backward", error)
     _check_seq_id(request.seq_id)
     run = await find_run(call, request.run_id)
     row = new_request(call, run, "forward" if request.is_forward_only else "forward_backward", request.seq_id)
@@ -70,15 +70,6 @@ async def _admit(call: Call, run: RunRow, request: ForwardBackwardInput, num_byt
     if num_bytes <= _INLINE_BYTES:
         return admit_forward_backward(request, model, call.gateway.config)
     return await asyncio.to_thread(admit_forward_backward, request, model, call.gateway.config)
-
-
-async def _refuse_address(call: Call, address: tuple[str, int] | None, error: InvalidRequest) -> Response:
-    """Refuse a body that could not be decoded, as far as it says whose it is."""
-    if address is None or address[1] < 1:
-        raise error
-    run_id, seq_id = address
-    run = await find_run(call, run_id)
-    return await refuse(call, new_request(call, run, "forward_backward", seq_id), error)
 
 
 def _check_seq_id(seq_id: int) -> None:

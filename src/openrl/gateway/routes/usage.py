@@ -8,9 +8,9 @@ from pydantic import AwareDatetime, TypeAdapter, ValidationError
 from starlette.responses import Response
 
 from openrl.config import RatesConfig
-from openrl.errors import InvalidRequest
+from openrl.errors import BadValue, InvalidRequest
 from openrl.gateway.context import Call, Route
-from openrl.gateway.identity import user_urn
+from openrl.gateway.identity import tenant_name, user_urn
 from openrl.gateway.query import read_project
 from openrl.gateway.replies import json_reply, show_metadata, show_time
 from openrl.store.base import Json
@@ -74,28 +74,31 @@ def _window(call: Call) -> tuple[int, int]:
     """First hour and the one after the last; raises InvalidRequest for a window that is not served."""
     first, end = (_hour(call, name) for name in ("starting_on", "ending_before"))
     if not 0 < end - first <= MAX_HOURS:
-        raise InvalidRequest(f"the window is {end - first} hours long; it must be between 1 and {MAX_HOURS}")
+        raise BadValue("hours from starting_on to ending_before", end - first, f"between 1 and {MAX_HOURS}")
     if first * HOUR_S > call.gateway.clock():
-        raise InvalidRequest("starting_on is in the future")
+        starting_on = call.request.query_params["starting_on"]
+        raise BadValue("starting_on", starting_on, f"in the past; it is {show_time(call.gateway.clock())} here")
     return first, end
 
 
 def _hour(call: Call, name: str) -> int:
-    text = call.request.query_params.get(name, "")
+    text = call.request.query_params.get(name)
+    if text is None:
+        raise InvalidRequest(
+            f"{name} is missing: the first hour, or the one after the last, as an RFC 3339 time", "missing"
+        )
     try:
         seconds = _TIME.validate_python(text).timestamp()
     except (ValidationError, OverflowError):
-        raise InvalidRequest(f"{name} is {text[:40]!r}; it must be an RFC 3339 time with its offset") from None
+        raise BadValue(name, text, "an RFC 3339 time with its offset", "malformed") from None
     if seconds % HOUR_S:
-        raise InvalidRequest(f"{name} is {text[:40]!r}; it must be on a full hour of UTC")
+        raise BadValue(name, text, "on a full hour of UTC")
     return int(seconds // HOUR_S)
 
 
 async def _owner(call: Call) -> tuple[str, str]:
     """URN and name of the tenant."""
-    tenants = await call.gateway.store.list_tenants()
-    name = next((tenant.name for tenant in tenants if tenant.tenant_id == call.tenant_id), call.tenant_id)
-    return user_urn(call.tenant_id), name
+    return user_urn(call.tenant_id), await tenant_name(call.gateway, call.tenant_id)
 
 
 def _bucket(hour: int, base_model: str, project_id: str, owner: tuple[str, str]) -> Json:

@@ -1,15 +1,21 @@
-"""Finds the address of a forward_backward in the first bytes of a body that is too large to take.
+"""Finds the address of a pass in a body that is too large to take, so that the refusal can use up its number.
 
-Clients write fields in order of their numbers, so run and seq_id come first. A refused request has to use up
-its number, or the run waits for it for ever.
+Else the run would wait for that number for ever. In protobuf, clients write fields in order of their numbers, so run
+and seq_id come first; in JSON they come last.
 """
+
+import json
+import re
 
 _RUN_ID_TAG = 0x0A  # field 1, length-delimited
 _SEQ_ID_TAG = 0x10  # field 2, varint
+_JSON_END = re.compile(rb'"model_id"\s*:\s*"[^"\\]{1,256}"\s*,\s*"seq_id"\s*:\s*[1-9]\d{0,8}\s*\}\s*$')
+MAX_END_BYTES = 1024
+"""Of a JSON body, enough to hold its address."""
 
 
 def read_address(prefix: bytes) -> tuple[str, int] | None:
-    """Run id and seq_id, or None where the bytes do not start with them."""
+    """Run id and seq_id, or None where a protobuf body's first bytes are not those."""
     if not prefix or prefix[0] != _RUN_ID_TAG:
         return None
     length, start = _varint(prefix, 1)
@@ -23,6 +29,18 @@ def read_address(prefix: bytes) -> tuple[str, int] | None:
         return prefix[start:end].decode(), seq_id
     except UnicodeDecodeError:
         return None
+
+
+def read_json_address(end: bytes) -> tuple[str, int] | None:
+    """Run id and seq_id, or None where the last bytes of a JSON body do not end with them."""
+    found = _JSON_END.search(end)
+    if found is None:
+        return None
+    try:
+        fields = json.loads(b"{" + found[0])
+    except UnicodeDecodeError:
+        return None
+    return fields["model_id"], fields["seq_id"]
 
 
 def _varint(data: bytes, position: int) -> tuple[int, int]:
