@@ -164,6 +164,9 @@ class WorkerConfig(Section):
     max_slice_s: float = Field(default=0.1, ge=0)
     """While sequences decode, training holds the device for about this long between two steps of theirs, if what it
     runs can be divided so far; 0: a whole micro-batch at a time. See docs/performance.md."""
+    max_training_lag_s: float = Field(default=1.0, ge=0)
+    """Sequences decode first until training is this far behind its share of the device (seconds); then both have
+    their share. 0: shares at every moment."""
 
 
 class Config(BaseSettings):

@@ -58,9 +58,9 @@ class Executor:
         """Take what has arrived and give one side its turn; False, at once, where there is nothing to compute."""
         while not self._inbox.empty():
             self._accept(self._inbox.get())
-        turn = self._share.decide(self._training.tenants(), self._sampling.tenants())
+        started = self._clock()
+        turn = self._share.decide(started, self._training.tenants(), self._sampling.tenants())
         if turn is not None:
-            started = self._clock()
             if turn.side == "training":
                 self._training.advance(turn.max_s)
             else:

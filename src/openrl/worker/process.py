@@ -95,7 +95,9 @@ class WorkerProcess:
         config = self._settings.config
         scratch_dir = config.data_dir / "scratch" / self._settings.worker_id
         engines = create_engines(config, self._blobs, scratch_dir)
-        share = TimeShare(config.worker.max_slice_s or math.inf, config.scheduler.tenant_shares)
+        share = TimeShare(
+            config.worker.max_slice_s or math.inf, config.worker.max_training_lag_s, config.scheduler.tenant_shares
+        )
         self._executor = create_executor(engines, self._blobs, self._inbox, deliverers, report, share=share)
         report(_ready(self._settings.worker_id, engines))
         log.info("worker is ready", base_models=list(engines))

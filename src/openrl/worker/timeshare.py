@@ -1,6 +1,6 @@
 """Decides what the device does next: a training slice of bounded length, or a sampling step.
 
-Pure: device seconds come in as arguments. The compute thread and `bench.sim` run the same objects.
+Pure: time comes in as arguments. The compute thread and `bench.sim` run the same objects.
 """
 
 import math
@@ -12,6 +12,8 @@ Side = Literal["training", "sampling"]
 
 MAX_SLICE_S = 0.1
 """Default of `worker.max_slice_s`."""
+MAX_TRAINING_LAG_S = 1.0
+"""Default of `worker.max_training_lag_s`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,50 +28,69 @@ class TimeShare:
     """Divides device time between training and sampling while both have work; all of it for one that is alone.
 
     *Shares.* Every tenant weighs what `tenant_shares` says, 1 if nothing; one with work on both sides weighs half
-    on each. The side that has used less time for its weight goes next. A side that was idle has no claim to time
-    it did not use, so the one that was there pays at most for the turn that is under way.
+    on each. Sampling goes first until training is `max_training_lag_s` behind its share of the time in which both
+    had work; from there on each has its share. To finish samples first keeps jobs from falling into step, where all
+    sample, all train and all wait at once (docs/performance.md).
 
     *Delay.* While sequences decode, the training slices between two sampling steps take about `max_slice_s`
     together, whatever the weights: training that the bound holds back from its share is not owed the rest.
+
+    *Absence.* A side that is away earns nothing; what one is ahead of the other fades as fast as time passes, so a
+    client that leaves for the length of a round trip does not start anew.
     """
 
-    def __init__(self, max_slice_s: float = MAX_SLICE_S, tenant_shares: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self,
+        max_slice_s: float = MAX_SLICE_S,
+        max_training_lag_s: float = MAX_TRAINING_LAG_S,
+        tenant_shares: Mapping[str, float] | None = None,
+    ) -> None:
         self._max_slice_s = max_slice_s
+        self._max_lag_s = max_training_lag_s
         self._tenant_shares = dict(tenant_shares or {})
-        self._lead_s = 0.0  # by how much training is ahead, in seconds for a weight of one
+        self._lead_s = 0.0  # device time that training has had beyond its share
         self._held_s = 0.0  # training since the last sampling step, while sampling waited
-        self._weights = {"training": 1.0, "sampling": 1.0}
-        self._is_owed = True  # whether the turn counts against its side
+        self._share = 0.5  # of training
+        self._decided_at = 0.0
+        self._both_work = False
+        self._is_charged = False  # whether the turn counts against its side
 
-    def decide(self, training: Collection[str], sampling: Collection[str]) -> Turn | None:
+    def decide(self, now: float, training: Collection[str], sampling: Collection[str]) -> Turn | None:
         """Who goes next; the arguments are the tenants with work on each side. None where there is no work."""
-        if not (training and sampling):
-            self._lead_s = self._held_s = 0.0
-            self._is_owed = False
+        if not self._both_work:
+            self._fade(now - self._decided_at)
+        self._decided_at = now
+        self._both_work = bool(training and sampling)
+        self._is_charged = self._both_work
+        if not self._both_work:
+            self._held_s = 0.0
             if training:
                 return Turn("training")
             return Turn("sampling") if sampling else None
-        self._weights = self._weigh(training, sampling)
+        self._share = self._training_share(training, sampling)
+        if self._lead_s >= -self._max_lag_s:
+            return Turn("sampling")
         room_s = self._max_slice_s - self._held_s
         # A slice shorter than half the bound would pay more for its start than it is worth.
-        self._is_owed = self._lead_s >= 0 or room_s >= self._max_slice_s / 2
-        if self._lead_s < 0 and self._is_owed:
-            return Turn("training", room_s)
-        return Turn("sampling")
+        self._is_charged = room_s >= self._max_slice_s / 2
+        return Turn("training", room_s) if self._is_charged else Turn("sampling")
 
     def record(self, side: Side, seconds: float) -> None:
         """Charge the device time of the turn that was decided last."""
         if side == "sampling":
             self._held_s = 0.0
-        elif self._is_owed:
+        elif self._both_work:
             self._held_s += seconds
-        if self._is_owed:
-            weighted_s = seconds / self._weights[side]
-            self._lead_s += weighted_s if side == "training" else -weighted_s
+        if self._is_charged:
+            self._lead_s += seconds * (1 - self._share) if side == "training" else -seconds * self._share
 
-    def _weigh(self, training: Collection[str], sampling: Collection[str]) -> dict[Side, float]:
+    def _fade(self, seconds: float) -> None:
+        self._lead_s = math.copysign(max(abs(self._lead_s) - seconds, 0.0), self._lead_s)
+
+    def _training_share(self, training: Collection[str], sampling: Collection[str]) -> float:
         both = set(training) & set(sampling)
-        return {"training": self._weight(training, both), "sampling": self._weight(sampling, both)}
+        weight = self._weight(training, both)
+        return weight / (weight + self._weight(sampling, both))
 
     def _weight(self, tenants: Collection[str], both: Collection[str]) -> float:
         return sum(self._tenant_shares.get(each, 1.0) / (2 if each in both else 1) for each in tenants)

@@ -142,7 +142,7 @@ class TrainingLane:
         self._execute_started_at = self._clock()
         match command.kind:
             case "forward" | "forward_backward":
-                effects = yield from self._run_passes(command.items)
+                effects = yield from self._run_passes(command)
             case "optim_step":
                 effects = yield from self._step_optimizers(command.items)
             case _:
@@ -153,11 +153,11 @@ class TrainingLane:
             Parcel(self._share_time(command.items, effects), lambda outcomes: ExecuteDone(command.work_id, outcomes))
         )
 
-    def _run_passes(self, items: Sequence[WorkItem]) -> Generator[None, None, list[Effect]]:
+    def _run_passes(self, command: Execute) -> Generator[None, None, list[Effect]]:
         """All items packed together; one that cannot be read is left out and fails alone."""
-        jobs = [attempt(lambda item=item: self._read_job(item), what=item.kind) for item in items]
+        jobs = [attempt(lambda item=item: self._read_job(item), what=item.kind) for item in command.items]
         good = [job for job in jobs if not isinstance(job, RequestFailed)]
-        results = iter((yield from self._drive(good, items[0].kind)) if good else [])
+        results = iter((yield from self._drive(good, command.kind)) if good else [])
         return [Effect(job) if isinstance(job, RequestFailed) else _passes_effect(job, next(results)) for job in jobs]
 
     def _read_job(self, item: WorkItem) -> ForwardBackwardInput:
