@@ -14,6 +14,7 @@ from openrl.rpc.messages import Command, Execute, OpenRun, Report, Sample, Shutd
 from openrl.store.blobs import DirectoryBlobs
 from openrl.worker.engines import Engines, EngineTable
 from openrl.worker.machine import create_deliverers, create_executor
+from openrl.worker.timeshare import TimeShare
 from tests.worker.fake_engines import BASE_MODEL, FakeSamplingEngine, FakeTrainingEngine
 
 RUN_ID = "s1:train:0"
@@ -30,8 +31,15 @@ class Rig:
         self.reports: list[Report] = []
         self.inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self.deliverers = create_deliverers(self.blobs, self.reports.append, sleep=lambda _: None)
+        share = TimeShare(max_training_lag_s=0.0)  # engines that take no time would never be late
         self.executor = create_executor(
-            self.engines(), self.blobs, self.inbox, self.deliverers, self.reports.append, wall_clock=lambda: 1000.0
+            self.engines(),
+            self.blobs,
+            self.inbox,
+            self.deliverers,
+            self.reports.append,
+            wall_clock=lambda: 1000.0,
+            share=share,
         )
 
     def engines(self, max_pass_tokens: int = 512) -> EngineTable:
