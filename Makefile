@@ -45,6 +45,7 @@ bench: setup  ## every benchmark that runs on this machine; JSON line last
 	$(PYTHON_BIN)/python -m bench.cpu --json
 	$(PYTHON_BIN)/python -m bench.custom_loss --json
 	$(PYTHON_BIN)/python -m bench.flags --json
+	$(PYTHON_BIN)/python -m bench.sim --json
 
 format: setup
 	$(PYTHON_BIN)/ruff check --fix .

@@ -5,7 +5,7 @@
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_settings import (
@@ -124,6 +124,8 @@ class SchedulerConfig(Section):
 
     max_replay_s: float = Field(default=30.0, gt=0)
     """A run is snapshotted when replaying it would take longer than this (device seconds)."""
+    tenant_shares: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """By tenant id: its share of a device where several tenants want it; 1 for those that are not named."""
 
 
 class TrainingConfig(Section):
@@ -166,6 +168,12 @@ class WorkerConfig(Section):
     """Bit-equal results whatever shares the batch, also on CUDA (slower there); always so on CPU."""
     threads: int = Field(default=0, ge=0)
     """CPU threads for tensors; 0: one per core."""
+    max_slice_s: float = Field(default=0.1, ge=0)
+    """While sequences decode, training holds the device for about this long between two steps of theirs, if what it
+    runs can be divided so far; 0: a whole micro-batch at a time. See docs/performance.md."""
+    max_training_lag_s: float = Field(default=1.0, ge=0)
+    """Sequences decode first until training is this far behind its share of the device (seconds); then both have
+    their share. 0: shares at every moment."""
 
 
 class Config(BaseSettings):

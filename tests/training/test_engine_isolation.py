@@ -1,5 +1,7 @@
 """What one run must never see of the others: outputs, gradients and weights bit-equal."""
 
+import itertools
+from collections.abc import Generator
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from openrl.model.base_model import BaseModel
 from openrl.protocol.datum import Datum, ForwardBackwardInput
 from openrl.protocol.runs import RunSpec
 from openrl.training.base import AdamParams, OptimStep, RunState
+from openrl.training.engine import JobResult
 from tests.training.workbench import (
     ADAM,
     engine_of,
@@ -61,6 +64,33 @@ def test_a_run_has_the_same_bits_whoever_shares_its_batches(model: BaseModel, tm
         result, state = alone(model, tmp_path / spec.run_id, spec, job)
         assert same_outputs(results[index], result)  # pyright: ignore[reportArgumentType]
         assert same_state(engine.export_run(spec.run_id), state)
+
+
+def test_micro_batches_of_changing_size_give_the_same_bits(model: BaseModel, tmp_path: Path):
+    """What the worker chooses from measured times must not show in any result."""
+    whole, sliced = engine_of(model, tmp_path / "whole"), engine_of(model, tmp_path / "sliced")
+    sizes = itertools.cycle([1, 40, 7, 90, 16])
+    for spec in SPECS:
+        whole.open_run(spec, None)
+        sliced.open_run(spec, None)
+    rows = list[int]()
+    steps = sliced.forward_backward(JOBS, lambda: next(sizes))
+    while not isinstance(end := next_or_end(steps), list):
+        rows.append(end)
+    for expected, result in zip(run_jobs(whole, *JOBS), end, strict=True):
+        assert not isinstance(result, RequestFailed)
+        assert same_outputs(expected, result)
+    assert len(rows) > 8
+    assert sum(rows) == sum(datum.num_tokens for job in JOBS for datum in job.data)
+    for spec in SPECS:
+        assert same_state(whole.export_run(spec.run_id), sliced.export_run(spec.run_id))
+
+
+def next_or_end(steps: Generator[int, None, list[JobResult]]) -> int | list[JobResult]:
+    try:
+        return next(steps)
+    except StopIteration as end:
+        return end.value
 
 
 def poisoned(engine_state: RunState) -> RunState:

@@ -11,7 +11,7 @@ LENGTHS = st.lists(st.lists(st.integers(1, 40), max_size=12), max_size=6)
 @settings(max_examples=200, deadline=None)
 @given(lengths=LENGTHS, budget=st.integers(1, 64))
 def test_every_group_is_packed_once_in_order_and_within_budget(lengths: list[list[int]], budget: int):
-    batches = pack(lengths, budget)
+    batches = list(pack(lengths, lambda: budget))
     places = [place for batch in batches for place in batch]
     assert len(places) == len(set(places)) == sum(map(len, lengths))
     for job in range(len(lengths)):
@@ -24,9 +24,17 @@ def test_every_group_is_packed_once_in_order_and_within_budget(lengths: list[lis
 
 
 def test_room_that_a_long_group_leaves_goes_to_the_next_job():
-    batches = pack([[6, 6], [3, 3, 3]], budget=10)
-    assert batches == [
+    assert list(pack([[6, 6], [3, 3, 3]], lambda: 10)) == [
         [Place(0, 0), Place(1, 0)],
         [Place(0, 1), Place(1, 1)],
         [Place(1, 2)],
+    ]
+
+
+def test_each_micro_batch_has_the_budget_of_its_moment():
+    budgets = iter([4, 1, 100])
+    assert list(pack([[2, 2, 2, 2, 2]], lambda: next(budgets))) == [
+        [Place(0, 0), Place(0, 1)],
+        [Place(0, 2)],
+        [Place(0, 3), Place(0, 4)],
     ]

@@ -91,7 +91,7 @@ def request(
     return ForwardBackwardInput(run_id, 1, data, loss_fn, settings, forward_only)
 
 
-def finish(steps: Generator[None, None, list[JobResult]]) -> list[JobResult]:
+def finish(steps: Generator[int, None, list[JobResult]]) -> list[JobResult]:
     """Run a forward_backward generator to its end."""
     while True:
         try:

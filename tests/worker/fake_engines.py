@@ -1,6 +1,6 @@
 """Engines that count instead of computing."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -55,13 +55,13 @@ class FakeTrainingEngine:
         self.gradients[run_id] = 0.0
 
     def forward_backward(
-        self, jobs: Sequence[ForwardBackwardInput]
-    ) -> Generator[None, None, list[ForwardBackwardResult | RequestFailed]]:
+        self, jobs: Sequence[ForwardBackwardInput], max_rows: Callable[[], int] | None = None
+    ) -> Generator[int, None, list[ForwardBackwardResult | RequestFailed]]:
         results: list[ForwardBackwardResult | RequestFailed] = []
         for job in jobs:
             for _ in job.data:
                 self.trace.append("train")
-                yield
+                yield 1
             if job.loss_fn == "explode":
                 raise RuntimeError("the device is on fire")
             results.append(self._finish(job))

@@ -12,8 +12,9 @@ from openrl.protocol.datum import Datum, ForwardBackwardInput
 from openrl.protocol.runs import RunSpec, SamplerSpec
 from openrl.rpc.messages import Command, Execute, OpenRun, Report, Sample, Shutdown, WorkItem
 from openrl.store.blobs import DirectoryBlobs
-from openrl.worker.engines import Engines
+from openrl.worker.engines import Engines, EngineTable
 from openrl.worker.machine import create_deliverers, create_executor
+from openrl.worker.timeshare import TimeShare
 from tests.worker.fake_engines import BASE_MODEL, FakeSamplingEngine, FakeTrainingEngine
 
 RUN_ID = "s1:train:0"
@@ -30,17 +31,21 @@ class Rig:
         self.reports: list[Report] = []
         self.inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self.deliverers = create_deliverers(self.blobs, self.reports.append, sleep=lambda _: None)
-        info = BaseModelInfo(BASE_MODEL, Path("/models/tiny"), "TinyForCausalLM", 512, 256)
-        engines = {BASE_MODEL: Engines(info, self.training, self.sampling, 512, 32)}
+        share = TimeShare(max_training_lag_s=0.0)  # engines that take no time would never be late
         self.executor = create_executor(
-            engines,
+            self.engines(),
             self.blobs,
             self.inbox,
             self.deliverers,
             self.reports.append,
             wall_clock=lambda: 1000.0,
+            share=share,
             idle_s=idle_s,
         )
+
+    def engines(self, max_pass_tokens: int = 512) -> EngineTable:
+        info = BaseModelInfo(BASE_MODEL, Path("/models/tiny"), "TinyForCausalLM", 512, 256)
+        return {BASE_MODEL: Engines(info, self.training, self.sampling, max_pass_tokens, 32)}
 
     def restarted(self) -> "Rig":
         return Rig(self.blobs)

@@ -1,7 +1,7 @@
 """The workers, what each of them holds, and the actions that one event leads to."""
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -38,7 +38,7 @@ class WorkerSlot:
 
     worker_id: str
     ready: WorkerReady
-    share: FairShare = field(default_factory=FairShare)  # between tenants, for training
+    share: FairShare  # between tenants, for training
     queues: dict[tuple[str, TrainingKind], FairQueue] = field(
         default_factory=dict[tuple[str, TrainingKind], FairQueue]
     )  # runs whose head can be sent, by base model and kind
@@ -96,7 +96,8 @@ class WorkerSlot:
 class Fleet:
     """Shared by the parts of the scheduler's state: they read the workers here and say here what to do."""
 
-    def __init__(self) -> None:
+    def __init__(self, tenant_shares: Mapping[str, float] | None = None) -> None:
+        self.tenant_shares = dict(tenant_shares or {})
         self.now = 0.0  # of the event being handled
         self.workers: dict[str, WorkerSlot] = {}
         self.touched_workers: dict[str, None] = {}  # may be able to take something

@@ -56,7 +56,7 @@ class Scheduler:
         self._store = store
         self._config = config
         self._clock = clock
-        self._state = SchedulerState(config.scheduler.max_replay_s)
+        self._state = SchedulerState(config.scheduler.max_replay_s, config.scheduler.tenant_shares)
         self._events: list[Event] = []
         self._wake = asyncio.Event()
         self._outboxes: dict[str, asyncio.Queue[Command]] = {}

@@ -6,7 +6,7 @@ the virtual time of what is being served, so it neither pays for its absence nor
 """
 
 import heapq
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from openrl.protocol.runs import RequestKind
@@ -25,9 +25,10 @@ RIDING_KINDS: frozenset[RequestKind] = frozenset(("forward_backward", "forward")
 
 
 class FairShare:
-    """The virtual times of the tenants that share one resource."""
+    """The virtual times of the tenants that share one resource; `shares` weighs some of them, the others weigh 1."""
 
-    def __init__(self) -> None:
+    def __init__(self, shares: Mapping[str, float] | None = None) -> None:
+        self._shares = shares or {}
         self._now = 0.0
         self._times: dict[str, float] = {}
 
@@ -45,7 +46,9 @@ class FairShare:
 
     def charge(self, tenant_id: str, num_tokens: int) -> None:
         """The tenant was given this much work."""
-        self._times[tenant_id] = self.time_of(tenant_id) + max(num_tokens, MIN_COST_TOKENS)
+        self._times[tenant_id] = self.time_of(tenant_id) + max(num_tokens, MIN_COST_TOKENS) / self._shares.get(
+            tenant_id, 1.0
+        )
 
 
 class FairQueue:

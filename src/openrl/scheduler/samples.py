@@ -143,7 +143,7 @@ class Samples:
     def _wait(self, entry: SampleEntry, spec: SamplerSpec) -> None:
         entry.spec = spec
         if spec.base_model not in self._queues:
-            self._queues[spec.base_model] = FairQueue(FairShare())
+            self._queues[spec.base_model] = FairQueue(FairShare(self._fleet.tenant_shares))
         request = entry.request
         self._queues[spec.base_model].push(request.tenant_id, request.position, request.request_id)
         self._fleet.touched_models[spec.base_model] = None

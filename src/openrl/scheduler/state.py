@@ -6,6 +6,7 @@
 `fleet.py` (what each worker holds).
 """
 
+from collections.abc import Mapping
 from typing import assert_never
 
 from openrl.rpc.messages import ExecuteDone, RunLost, RunSnapshotted, SampleDone
@@ -23,6 +24,7 @@ from openrl.scheduler.events import (
     WorkerReported,
 )
 from openrl.scheduler.fleet import Fleet, WorkerSlot
+from openrl.scheduler.policy import FairShare
 from openrl.scheduler.runs import Runs
 from openrl.scheduler.samples import Samples
 
@@ -30,8 +32,8 @@ from openrl.scheduler.samples import Samples
 class SchedulerState:
     """Everything that waits or runs, and who runs it."""
 
-    def __init__(self, max_replay_s: float) -> None:
-        self._fleet = Fleet()
+    def __init__(self, max_replay_s: float, tenant_shares: Mapping[str, float] | None = None) -> None:
+        self._fleet = Fleet(tenant_shares)
         self._runs = Runs(self._fleet, max_replay_s)
         self._samples = Samples(self._fleet)
 
@@ -70,7 +72,7 @@ class SchedulerState:
 
     def _worker_joined(self, event: WorkerJoined) -> None:
         assert event.worker_id not in self._fleet.workers, f"worker {event.worker_id} joined twice"
-        slot = WorkerSlot(event.worker_id, event.ready)
+        slot = WorkerSlot(event.worker_id, event.ready, FairShare(self._fleet.tenant_shares))
         self._fleet.workers[event.worker_id] = slot
         self._fleet.touch_worker(slot)
         self._fleet.touched_models.update(dict.fromkeys(event.ready.base_models))

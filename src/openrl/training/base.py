@@ -4,7 +4,7 @@ An engine is used from one thread. `forward_backward` is a generator: it yields 
 micro-batches so that the worker can give the device to sampling, and returns the results.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -82,9 +82,13 @@ class TrainingEngine(Protocol):
         ...
 
     def forward_backward(
-        self, jobs: Sequence[ForwardBackwardInput]
-    ) -> Generator[None, None, list[ForwardBackwardResult | RequestFailed]]:
+        self, jobs: Sequence[ForwardBackwardInput], max_rows: Callable[[], int] | None = None
+    ) -> Generator[int, None, list[ForwardBackwardResult | RequestFailed]]:
         """Run the jobs packed together; one result per job, in order.
+
+        Yields the rows of each micro-batch after it. `max_rows` is asked before each how many it may have, where that
+        is less than the engine's own measure; what cannot be divided runs whole. It moves no bit of the results where
+        neighbours do not.
 
         A job that fails (non-finite loss or gradient) leaves its run as it was and does not
         touch the others. Forward-only jobs change nothing.

@@ -6,7 +6,7 @@ gradients add up in datum order in the job's own staging area, and that is added
 once, when the whole job has succeeded.
 """
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 
 from openrl.config import TrainingConfig
@@ -62,13 +62,18 @@ class PackedTrainingEngine(TrainingEngine):
     def drop_gradients(self, run_id: str) -> None:
         self._residency.read(run_id).gradients_P = None
 
-    def forward_backward(self, jobs: Sequence[ForwardBackwardInput]) -> Generator[None, None, list[JobResult]]:
+    def forward_backward(
+        self, jobs: Sequence[ForwardBackwardInput], max_rows: Callable[[], int] | None = None
+    ) -> Generator[int, None, list[JobResult]]:
+        def budget() -> int:
+            return min(max_rows(), self.micro_batch_tokens) if max_rows else self.micro_batch_tokens
+
         results: dict[int, JobResult] = {}
         for wave in self._waves(jobs):
             opened = self._open_jobs(jobs, wave, results)
             run_ids = [job.input.run_id for job in opened.values()]
             with self._residency.on_device(run_ids) as slots:
-                yield from self._run_wave(list(opened.values()), slots)
+                yield from self._run_wave(list(opened.values()), slots, budget)
                 for index, job in opened.items():
                     self._commit(job)
                     results[index] = job.result()
@@ -115,18 +120,20 @@ class PackedTrainingEngine(TrainingEngine):
                 results[index] = job
         return opened
 
-    def _run_wave(self, jobs: Sequence[Job], slots: Mapping[str, int]) -> Generator[None, None, None]:
+    def _run_wave(
+        self, jobs: Sequence[Job], slots: Mapping[str, int], budget: Callable[[], int]
+    ) -> Generator[int, None, None]:
         """Compute every datum of the jobs, micro-batch by micro-batch."""
         for job in jobs:
             if not job.input.is_forward_only:
                 layout = self._residency.read(job.input.run_id).layout
                 job.staged = StagedGradients(layout, self._model.device)
         lengths = [[group.num_rows for group in job.groups] for job in jobs]
-        for places in pack(lengths, self.micro_batch_tokens):
+        for places in pack(lengths, budget):
             live = [place for place in places if jobs[place.job].error is None]
             if live:
                 run_micro_batch(self._context, jobs, live, slots)
-            yield
+            yield sum(lengths[place.job][place.group] for place in live)
 
     def _commit(self, job: Job) -> None:
         """Give the run what a successful job has staged."""

@@ -1,6 +1,6 @@
 """Packs the prefix groups of many requests into micro-batches of bounded size."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 
@@ -12,21 +12,19 @@ class Place:
     group: int
 
 
-def pack(lengths: Sequence[Sequence[int]], budget: int) -> list[list[Place]]:
-    """Micro-batches of at most `budget` rows; a longer group goes alone.
+def pack(lengths: Sequence[Sequence[int]], budget: Callable[[], int]) -> Iterator[list[Place]]:
+    """Micro-batches of at most `budget()` rows, asked for each as it is taken; a longer group goes alone.
 
     `lengths[job][group]` in rows. A job's groups keep their order, within a micro-batch and over
     them: gradients add up in that order. Room that a job's next group does not fit is given to later jobs.
     """
     waiting = [list(enumerate(job))[::-1] for job in lengths]
-    batches: list[list[Place]] = []
     first = 0
     while first < len(waiting):
         if waiting[first]:
-            batches.append(_fill(waiting, first, budget))
+            yield _fill(waiting, first, budget())
         else:
             first += 1
-    return batches
 
 
 def _fill(waiting: list[list[tuple[int, int]]], first: int, budget: int) -> list[Place]:

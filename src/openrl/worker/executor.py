@@ -37,6 +37,7 @@ class Executor:
         sampling: SamplingLane,
         runs: OpenRuns,
         clock: Callable[[], float],
+        share: TimeShare,
         idle_s: float = IDLE_S,
     ) -> None:
         self._inbox = inbox
@@ -45,7 +46,7 @@ class Executor:
         self._runs = runs
         self._clock = clock
         self._idle_s = idle_s
-        self._share = TimeShare()
+        self._share = share
         self._is_stopping = False
         self.stats = self._measure()
         """Replaced as a whole after every change, so that any thread may read it."""
@@ -53,23 +54,26 @@ class Executor:
     def run(self) -> None:
         """Work until Shutdown came and all that came before it is done; sleeps while there is nothing to do."""
         while True:
-            has_training, has_sampling = self._training.has_work(), self._sampling.has_work()
-            is_idle = not (has_training or has_sampling)
-            if is_idle and self._is_stopping:
+            if self.step():
+                continue
+            if self._is_stopping:
                 return
-            if self._take_commands(waits=is_idle):
-                continue  # they may have brought work for the idle side
-            self._advance(has_training, has_sampling)
+            self._accept(self._first_command())
 
-    def _take_commands(self, waits: bool) -> bool:
-        """Sort what has arrived into the lanes; whether anything had."""
-        if not waits and self._inbox.empty():
-            return False
-        self._accept(self._first_command())
+    def step(self) -> bool:
+        """Take what has arrived and give one side its turn; False, at once, where there is nothing to compute."""
         while not self._inbox.empty():
             self._accept(self._inbox.get())
-        self.stats = self._measure()  # a cancel or a close may leave nothing to compute, after which none is taken
-        return True
+        started = self._clock()
+        turn = self._share.decide(started, self._training.tenants(), self._sampling.tenants())
+        if turn is not None:
+            if turn.side == "training":
+                self._training.advance(turn.max_s)
+            else:
+                self._sampling.advance()
+            self._share.record(turn.side, self._clock() - started)
+        self.stats = self._measure()  # also without a turn: a cancel or a close may have left nothing to compute
+        return turn is not None
 
     def _first_command(self) -> Command:
         try:
@@ -91,17 +95,6 @@ class Executor:
                 self._is_stopping = True
             case _:
                 assert_never(command)
-
-    def _advance(self, has_training: bool, has_sampling: bool) -> None:
-        side = self._share.choose(has_training, has_sampling)
-        started = self._clock()
-        if side == "training":
-            self._training.advance()
-        elif side == "sampling":
-            self._sampling.advance()
-        if side is not None:
-            self._share.record(side, self._clock() - started)
-            self.stats = self._measure()
 
     def _measure(self) -> WorkerStats:
         sampling = self._sampling.stats()

@@ -13,6 +13,7 @@ from openrl.worker.open_runs import OpenRuns
 from openrl.worker.payloads import PayloadReader
 from openrl.worker.run_files import RunFiles
 from openrl.worker.sampling_lane import SamplingLane
+from openrl.worker.timeshare import TimeShare
 from openrl.worker.training_lane import TrainingLane
 
 _MAX_RESULTS_GROUP = 256
@@ -49,6 +50,7 @@ def create_executor(
     report: Callable[[Report], None],
     clock: Callable[[], float] = time.perf_counter,
     wall_clock: Callable[[], float] = time.time,
+    share: TimeShare | None = None,
     idle_s: float = IDLE_S,
 ) -> Executor:
     """The executor over these engines; `report` is called from the thread that runs it."""
@@ -64,4 +66,4 @@ def create_executor(
         clock,
     )
     sampling = SamplingLane(engines, payloads, deliverers.results, clock)
-    return Executor(inbox, training, sampling, runs, clock, idle_s)
+    return Executor(inbox, training, sampling, runs, clock, share or TimeShare(), idle_s)

@@ -1,6 +1,7 @@
 """The worker process: a connection to the scheduler around the compute thread."""
 
 import asyncio
+import math
 import os
 import queue
 import signal
@@ -18,6 +19,7 @@ from openrl.worker.engines import EngineFactory, EngineTable
 from openrl.worker.executor import Executor, Inbox
 from openrl.worker.machine import Deliverers, create_deliverers, create_executor
 from openrl.worker.settings import WorkerSettings
+from openrl.worker.timeshare import TimeShare
 
 EXIT_REFUSED = 2
 """Exit status when the engines cannot be built from this configuration: starting again would not help."""
@@ -91,9 +93,13 @@ class WorkerProcess:
 
     def _compute(self, create_engines: EngineFactory, deliverers: Deliverers, report: Callable[[Report], None]) -> None:
         """The compute thread: engines live and die in it."""
-        scratch_dir = self._settings.config.data_dir / "scratch" / self._settings.worker_id
-        engines = create_engines(self._settings.config, self._blobs, scratch_dir)
-        self._executor = create_executor(engines, self._blobs, self._inbox, deliverers, report)
+        config = self._settings.config
+        scratch_dir = config.data_dir / "scratch" / self._settings.worker_id
+        engines = create_engines(config, self._blobs, scratch_dir)
+        share = TimeShare(
+            config.worker.max_slice_s or math.inf, config.worker.max_training_lag_s, config.scheduler.tenant_shares
+        )
+        self._executor = create_executor(engines, self._blobs, self._inbox, deliverers, report, share=share)
         report(_ready(self._settings.worker_id, engines))
         log.info("worker is ready", base_models=list(engines))
         self._executor.run()

@@ -1,6 +1,6 @@
 """Runs sample requests: adds them to the engines, steps the engines, hands results on."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from openrl.errors import RequestFailed
@@ -12,6 +12,7 @@ from openrl.worker.attempts import attempt
 from openrl.worker.deliverer import Deliverer, Parcel, PendingOutcome, Product
 from openrl.worker.engines import EngineTable
 from openrl.worker.payloads import PayloadReader
+from openrl.worker.tenants import TenantCount
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,7 @@ class JobInHand:
     """A sample request that an engine has, and where the meter stood when it came."""
 
     base_model: str
+    tenant_id: str
     num_samples: int
     meter_s: float
     added_at: float  # by the lane's clock
@@ -35,6 +37,7 @@ class SamplingLane:
         self._results = results
         self._clock = clock
         self._jobs: dict[str, JobInHand] = {}
+        self._tenants = TenantCount()
         self._turns = list(engines)  # base models; the one that stepped last goes to the end
         # Device seconds that one sample has cost since the start, had it been there all along: a
         # step's time is divided evenly among the samples present, in one addition.
@@ -54,9 +57,10 @@ class SamplingLane:
         if job is not None:
             self._engines[job.base_model].sampling.cancel(request_id)
 
-    def has_work(self) -> bool:
-        """Whether `advance` would compute anything."""
-        return any(self._engines[name].sampling.has_work() for name in self._turns)
+    def tenants(self) -> Collection[str]:
+        """Who has work here; empty where `advance` would compute nothing."""
+        has_work = any(self._engines[name].sampling.has_work() for name in self._turns)
+        return self._tenants.present() if has_work else ()
 
     def advance(self) -> None:
         """One engine step; engines of several base models take turns."""
@@ -90,7 +94,10 @@ class SamplingLane:
         job = self._payloads.sample_job(item)
         engine = self._engine(job.sampler.base_model)
         engine.add(job)
-        self._jobs[item.request_id] = JobInHand(job.sampler.base_model, job.num_samples, self._meter_s, self._clock())
+        self._jobs[item.request_id] = JobInHand(
+            job.sampler.base_model, item.tenant_id, job.num_samples, self._meter_s, self._clock()
+        )
+        self._tenants.enter([item.tenant_id])
         self._num_samples += job.num_samples
 
     def _engine(self, base_model: str) -> SamplingEngine:
@@ -106,6 +113,7 @@ class SamplingLane:
         job = self._jobs.pop(request_id, None)
         if job is not None:
             self._num_samples -= job.num_samples
+            self._tenants.leave([job.tenant_id])
         return job
 
     def _pending(self, sample: FinishedSample) -> PendingOutcome:

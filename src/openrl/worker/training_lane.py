@@ -1,7 +1,8 @@
 """Runs training commands in the order they came, one small step at a time."""
 
+import math
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar, assert_never
 
@@ -9,6 +10,7 @@ from openrl.errors import RequestFailed
 from openrl.protocol.codec import encode_forward_backward_output
 from openrl.protocol.datum import ForwardBackwardInput
 from openrl.protocol.results import ForwardBackwardResult
+from openrl.protocol.runs import TrainingKind
 from openrl.rpc.messages import (
     CloseRun,
     Execute,
@@ -21,14 +23,23 @@ from openrl.rpc.messages import (
 )
 from openrl.worker.attempts import attempt
 from openrl.worker.deliverer import Deliverer, Errand, Parcel, PendingOutcome, Product
+from openrl.worker.engines import Engines
 from openrl.worker.open_runs import OpenRuns
 from openrl.worker.payloads import PayloadReader, encode_json
 from openrl.worker.run_files import RunFiles
+from openrl.worker.tenants import TenantCount
+from openrl.worker.timeshare import Pace
 
 TrainingCommand = OpenRun | CloseRun | SnapshotRun | Execute
 Produce = Callable[[], Product]
 Steps = Generator[None, None, None]
 T = TypeVar("T")
+Y = TypeVar("Y")
+
+MIN_SLICE_TOKENS = 1024
+"""A pass is not divided further: below this its start costs more than its tokens."""
+SLICE_GRAIN_TOKENS = 512
+"""Slices are multiples of this, so that engines meet few sizes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +79,10 @@ class TrainingLane:
         self._clock = clock
         self._waiting: deque[TrainingCommand] = deque()
         self._current: Steps | None = None
+        self._current_tenants: Sequence[str] = ()
+        self._tenants = TenantCount()
+        self._turn_ends_at = math.inf
+        self._paces: dict[tuple[str, TrainingKind], Pace] = {}  # by base model and kind
         self._execute_busy_s = 0.0
         self._execute_started_at = 0.0
         self.busy_s = 0.0
@@ -75,17 +90,21 @@ class TrainingLane:
     def push(self, command: TrainingCommand) -> None:
         """Queue a command behind those that came before."""
         self._waiting.append(command)
+        self._tenants.enter(_tenants_of(command))
 
-    def has_work(self) -> bool:
-        """Whether `advance` would do anything."""
-        return self._current is not None or bool(self._waiting)
+    def tenants(self) -> Collection[str]:
+        """Who has work here; empty where `advance` would do nothing."""
+        return self._tenants.present()
 
-    def advance(self) -> None:
-        """One micro-batch, or one small command."""
+    def advance(self, max_s: float = math.inf) -> None:
+        """One micro-batch, or one small command; of what can be divided, as much as should end within `max_s`."""
+        self._turn_ends_at = self._clock() + max_s
         if self._current is None:
-            self._current = self._run(self._waiting.popleft())
+            command = self._waiting.popleft()
+            self._current, self._current_tenants = self._run(command), _tenants_of(command)
         if isinstance(_next(self._current), Finished):
             self._current = None
+            self._tenants.leave(self._current_tenants)
 
     def _run(self, command: TrainingCommand) -> Steps:
         match command:
@@ -122,9 +141,9 @@ class TrainingLane:
         self._execute_started_at = self._clock()
         match command.kind:
             case "forward" | "forward_backward":
-                effects = yield from self._run_passes(command.items)
+                effects = yield from self._run_passes(command)
             case "optim_step":
-                effects = [self._step_optimizer(item) for item in command.items]
+                effects = yield from self._step_optimizers(command.items)
             case _:
                 effects = yield from self._run_singly(command)
         self._note(command, effects)
@@ -133,11 +152,11 @@ class TrainingLane:
             Parcel(self._share_time(command.items, effects), lambda outcomes: ExecuteDone(command.work_id, outcomes))
         )
 
-    def _run_passes(self, items: Sequence[WorkItem]) -> Generator[None, None, list[Effect]]:
+    def _run_passes(self, command: Execute) -> Generator[None, None, list[Effect]]:
         """All items packed together; one that cannot be read is left out and fails alone."""
-        jobs = [attempt(lambda item=item: self._read_job(item), what=item.kind) for item in items]
+        jobs = [attempt(lambda item=item: self._read_job(item), what=item.kind) for item in command.items]
         good = [job for job in jobs if not isinstance(job, RequestFailed)]
-        results = iter((yield from self._drive(good)) if good else [])
+        results = iter((yield from self._drive(good, command.kind)) if good else [])
         return [Effect(job) if isinstance(job, RequestFailed) else _passes_effect(job, next(results)) for job in jobs]
 
     def _read_job(self, item: WorkItem) -> ForwardBackwardInput:
@@ -145,18 +164,33 @@ class TrainingLane:
         return self._payloads.forward_backward(item)
 
     def _drive(
-        self, jobs: Sequence[ForwardBackwardInput]
+        self, jobs: Sequence[ForwardBackwardInput], kind: TrainingKind
     ) -> Generator[None, None, Sequence[ForwardBackwardResult | RequestFailed]]:
         """Step the engine's generator; an engine that breaks fails every job of the pass."""
-        training = self._runs.get(jobs[0].run_id).engines.training
-        passes = training.forward_backward(jobs)
+        engines = self._runs.get(jobs[0].run_id).engines
+        pace = self._pace(engines, kind)
+        passes = engines.training.forward_backward(jobs, lambda: pace.fit(self._turn_left_s(), engines.max_pass_tokens))
         while True:
+            before_s = self.busy_s
             step = self._timed(lambda: _next(passes), what="forward_backward")
             if isinstance(step, RequestFailed):
                 return [step] * len(jobs)
-            if step is not None:
+            if isinstance(step, Finished):
                 return step.value
+            pace.record(step, self.busy_s - before_s)
             yield
+
+    def _step_optimizers(self, items: Sequence[WorkItem]) -> Generator[None, None, list[Effect]]:
+        """As many runs at once as the turn has time for."""
+        effects: list[Effect] = []
+        step_s = 0.0  # of the latest
+        for item in items:
+            if effects and self._turn_left_s() < step_s:
+                yield
+            started = self._clock()
+            effects.append(self._step_optimizer(item))
+            step_s = self._clock() - started
+        return effects
 
     def _step_optimizer(self, item: WorkItem) -> Effect:
         """A step that fails on our side uses up its gradient, however it fails: that much a replay can repeat."""
@@ -181,6 +215,15 @@ class TrainingLane:
         if isinstance(metrics, RequestFailed):
             raise metrics
         return metrics
+
+    def _turn_left_s(self) -> float:
+        return self._turn_ends_at - self._clock()
+
+    def _pace(self, engines: Engines, kind: TrainingKind) -> Pace:
+        key = (engines.base_model.name, kind)
+        if key not in self._paces:
+            self._paces[key] = Pace(MIN_SLICE_TOKENS, SLICE_GRAIN_TOKENS)
+        return self._paces[key]
 
     def _run_singly(self, command: Execute) -> Generator[None, None, list[Effect]]:
         effects: list[Effect] = []
@@ -244,13 +287,24 @@ class TrainingLane:
         return value
 
 
-def _next(steps: Generator[None, None, T]) -> Finished[T] | None:
-    """Advance a generator; its value once it has returned."""
+def _next(steps: Generator[Y, None, T]) -> Y | Finished[T]:
+    """What a generator yields next, or its value once it has returned."""
     try:
-        next(steps)
+        return next(steps)
     except StopIteration as end:
         return Finished(end.value)
-    return None
+
+
+def _tenants_of(command: TrainingCommand) -> Sequence[str]:
+    match command:
+        case Execute(_, _, items):
+            return [item.tenant_id for item in items]
+        case OpenRun(run):
+            return [run.tenant_id]
+        case CloseRun() | SnapshotRun():
+            return [""]  # the server's own
+        case _:
+            assert_never(command)
 
 
 def _passes_effect(job: ForwardBackwardInput, result: ForwardBackwardResult | RequestFailed) -> Effect:

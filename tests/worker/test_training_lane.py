@@ -1,0 +1,134 @@
+"""How a lane divides a pass into turns of the length it is given."""
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from openrl.errors import RequestFailed
+from openrl.protocol.datum import ForwardBackwardInput
+from openrl.protocol.results import ForwardBackwardResult
+from openrl.rpc.messages import ExecuteDone
+from openrl.training.base import OptimStep
+from openrl.worker.open_runs import OpenRuns
+from openrl.worker.payloads import PayloadReader
+from openrl.worker.run_files import RunFiles
+from openrl.worker.training_lane import TrainingLane
+from tests.worker.fake_engines import FakeTrainingEngine
+from tests.worker.rig import Rig, execute, open_run
+
+TOKEN_S = 50e-6
+STEP_S = 0.02
+
+
+@dataclass
+class Clock:
+    now: float = 0.0
+
+
+class TimedTrainingEngine(FakeTrainingEngine):
+    """Takes TOKEN_S for every row, and STEP_S for an optimizer step."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self.clock = clock
+        self.sizes: list[int] = []
+
+    def forward_backward(
+        self, jobs: Sequence[ForwardBackwardInput], max_rows: Callable[[], int] | None = None
+    ) -> Generator[int, None, list[ForwardBackwardResult | RequestFailed]]:
+        assert max_rows is not None
+        left = sum(datum.num_tokens for job in jobs for datum in job.data)
+        while left:
+            rows = min(max_rows(), left)
+            left -= rows
+            self.sizes.append(rows)
+            self.clock.now += rows * TOKEN_S
+            yield rows
+        return [self._finish(job) for job in jobs]
+
+    def optim_step(self, steps: Sequence[OptimStep]) -> list[dict[str, float] | RequestFailed]:
+        self.sizes.append(len(steps))
+        self.clock.now += len(steps) * STEP_S
+        return super().optim_step(steps)
+
+
+@dataclass
+class Bench:
+    rig: Rig
+    clock: Clock
+    engine: TimedTrainingEngine
+    lane: TrainingLane
+
+    def drain(self, max_s: float) -> list[float]:
+        """Seconds of each turn until the lane has nothing left."""
+        turns: list[float] = []
+        while self.lane.tenants():
+            before = self.clock.now
+            self.lane.advance(max_s)
+            turns.append(self.clock.now - before)
+        return turns
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    rig, clock = Rig(tmp_path), Clock()
+    engine = TimedTrainingEngine(clock)
+    rig.training = engine
+    engines = rig.engines(max_pass_tokens=8192)
+    payloads, runs = PayloadReader(rig.blobs), OpenRuns(engines)
+    files = RunFiles(rig.blobs, payloads, runs, lambda: 0.0)
+    deliverers = rig.deliverers
+    lane = TrainingLane(
+        runs, files, payloads, deliverers.results, deliverers.saves, rig.reports.append, lambda: clock.now
+    )
+    yield Bench(rig, clock, engine, lane)
+    rig.blobs.close()
+
+
+def test_a_pass_is_divided_into_turns_that_fit_once_it_has_been_measured(bench: Bench):
+    bench.lane.push(open_run())
+    bench.lane.push(execute(bench.rig.forward_backward(1, length=20_000, num_datums=1)))
+    turns = bench.drain(0.1)
+    assert bench.engine.sizes[:2] == [1024, 1536]
+    assert max(turns) <= 0.1
+    assert sum(bench.engine.sizes) == 20_000
+
+
+def test_a_pass_that_nobody_waits_for_runs_in_the_engines_own_micro_batches(bench: Bench):
+    bench.lane.push(open_run())
+    bench.lane.push(execute(bench.rig.forward_backward(1, length=20_000, num_datums=1)))
+    bench.drain(float("inf"))
+    assert bench.engine.sizes == [8192, 8192, 3616]
+
+
+def test_optimizer_steps_of_many_runs_are_divided_and_all_reported(bench: Bench):
+    run_ids = [f"s{i}:train:0" for i in range(12)]
+    for run_id in run_ids:
+        bench.lane.push(open_run(run_id))
+        bench.engine.gradients[run_id] = 1.0
+    bench.drain(0.1)
+    for run_id in run_ids:
+        bench.engine.gradients[run_id] = 1.0
+    bench.lane.push(execute(*(bench.rig.optim_step(i, run_id) for i, run_id in enumerate(run_ids, 1))))
+    bench.lane.push(execute(bench.rig.optim_step(99, "gone:train:0")))
+    turns = bench.drain(0.1 + 1e-9)
+    assert [round(turn / STEP_S) for turn in turns] == [5, 5, 2, 0]
+    bench.rig.run()
+    first, second = (report for report in bench.rig.reports if isinstance(report, ExecuteDone))
+    assert [outcome.error for outcome in first.outcomes] == [""] * 12
+    assert second.outcomes[0].error == "run gone:train:0 is not open on this worker"
+    assert np.allclose([bench.engine.weights[run_id] for run_id in run_ids], -0.5)
+
+
+def test_a_lane_knows_whose_work_it_has(bench: Bench):
+    assert not bench.lane.tenants()
+    bench.lane.push(open_run())
+    bench.lane.push(execute(bench.rig.forward_backward(1, tenant_id="t7")))
+    assert set(bench.lane.tenants()) == {"t1", "t7"}
+    bench.lane.advance()
+    assert set(bench.lane.tenants()) == {"t7"}
+    bench.drain(0.1)
+    assert not bench.lane.tenants()
