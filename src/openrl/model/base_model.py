@@ -17,7 +17,7 @@ from openrl.config import WorkerConfig
 from openrl.errors import InvalidRequest
 from openrl.model.adapter import ATTENTION_PROJECTIONS, HEAD_NAME, MLP_PROJECTIONS
 from openrl.model.batch import ROW_MULTIPLE, Adapters, Batch, Segment
-from openrl.model.lora import ActiveBatch, LoraLinear
+from openrl.model.lora import ActiveBatch, LoraLinear, product_fp32
 from openrl.model.memory import release_freed_memory
 from openrl.model.vocab_table import narrow_tables
 from openrl.model.weight_files import load_causal_lm
@@ -126,12 +126,14 @@ class BaseModel:
     def _logits(
         self, hidden_MD: Float[Tensor, "M D"], adapters: Adapters | None, segments: tuple[Segment, ...]
     ) -> Float[Tensor, "M V"]:
-        logits_MV = hidden_MD.new_empty(hidden_MD.shape[0], self.vocab_size)
-        for block in self.head_blocks():
-            torch.mm(hidden_MD, self.head_rows(block).t(), out=logits_MV[:, block])
-        if adapters is not None:
-            logits_MV = adapters.apply(HEAD_NAME, hidden_MD, logits_MV, segments)
-        return logits_MV.float()
+        if self.dtype == torch.float32:
+            logits_MV = hidden_MD.new_empty(hidden_MD.shape[0], self.vocab_size)
+            for block in self.head_blocks():
+                torch.mm(hidden_MD, self.head_rows(block).t(), out=logits_MV[:, block])
+        else:
+            blocks = [product_fp32(hidden_MD, self.head_rows(block).t()) for block in self.head_blocks()]
+            logits_MV = blocks[0] if len(blocks) == 1 else torch.cat(blocks, 1)
+        return logits_MV if adapters is None else adapters.apply(HEAD_NAME, hidden_MD, logits_MV, segments)
 
 
 def load_base_model(source: ModelSource) -> BaseModel:

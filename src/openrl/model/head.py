@@ -137,10 +137,11 @@ class _Chunk:
         return logprobs_CK.masked_fill_(self._targets_CK == ABSENT, 0.0), expectation.result(total_C1)
 
     def _logits(self, weight_BD: Tensor, block: slice) -> Float[Tensor, "C B"]:
-        logits_CB = torch.mm(self._hidden_CD, weight_BD.t())
+        # Never rounded to bf16, which would cost a logit of 10 up to 0.03.
+        logits_CB = product_fp32(self._hidden_CD, weight_BD.t())
         for lora in self._lora:
             lora.add(logits_CB, block)
-        return logits_CB.float()
+        return logits_CB
 
 
 class _Expectation:
@@ -158,15 +159,20 @@ class _Expectation:
     def add(self, p_CB: Tensor, weight_BD: Tensor, shrink_C1: Tensor) -> None:
         """Add one block's share; what was added before shrinks to the new maximum."""
         if self._chosen_P is not None:
-            share_PD = p_CB[self._chosen_P].to(self._dtype) @ weight_BD
-            self._sum_PD.mul_(shrink_C1[self._chosen_P]).add_(share_PD)
+            p_PB, shrink_P1 = self._rows(p_CB), self._rows(shrink_C1)
+            self._sum_PD.mul_(shrink_P1).add_(product_fp32(p_PB.to(self._dtype), weight_BD))
 
     def result(self, total_C1: Tensor) -> Float[Tensor, "P D"] | None:
         """p W of the chosen rows, in the compute type; None where none was chosen."""
         if self._chosen_P is None:
             return None
-        mean_PD = self._sum_PD / total_C1[self._chosen_P]
+        mean_PD = self._sum_PD / self._rows(total_C1)
         return mean_PD[: self._num_chosen].to(self._dtype)
+
+    def _rows(self, values: Tensor) -> Tensor:
+        """The chosen rows; no copy where that is all of them in order."""
+        assert self._chosen_P is not None
+        return values if self._num_chosen == values.shape[0] else values[self._chosen_P]
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,8 +228,9 @@ class _TargetLogprobs(Function):
         if expected_MD is None:
             return _adapted_backward(plan, saved.adapters, hidden_MD, g_MK), None, None
         picked_MD = _weighted_rows(plan.model, plan.targets_MK, g_MK)
-        total_MD = (g_MK.sum(-1, keepdim=True) * expected_MD.float()).to(picked_MD.dtype)
-        return picked_MD - total_MD, None, None
+        # The two are close where the model is sure: rounded before they are subtracted, little would be left.
+        total_MD = g_MK.sum(-1, keepdim=True) * expected_MD.float()
+        return (picked_MD - total_MD).to(hidden_MD.dtype), None, None
 
 
 def clip_segments(segments: tuple[Segment, ...], start: int, stop: int) -> tuple[Segment, ...]:
@@ -237,12 +244,12 @@ def clip_segments(segments: tuple[Segment, ...], start: int, stop: int) -> tuple
 
 
 def _weighted_rows(model: BaseModel, targets_MK: Tensor, g_MK: Tensor) -> Tensor:
-    """sum_k g[m, k] W[target[m, k]], summed in order of k."""
+    """sum_k g[m, k] W[target[m, k]] in fp32, summed in order of k."""
     weight_VD = model.head_weight
     out_MD = torch.zeros(targets_MK.shape[0], weight_VD.shape[1], dtype=torch.float32, device=weight_VD.device)
     for k in range(targets_MK.shape[1]):
         out_MD += g_MK[:, k, None] * weight_VD[targets_MK[:, k].clamp(min=0)].float()
-    return out_MD.to(model.dtype)
+    return out_MD
 
 
 def _adapted_backward(plan: _Plan, adapters: TrainingAdapters, hidden_MD: Tensor, g_MK: Tensor) -> Tensor:
