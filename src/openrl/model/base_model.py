@@ -138,15 +138,25 @@ class BaseModel:
 
 def load_base_model(source: ModelSource) -> BaseModel:
     """Load a Hugging Face directory; raises InvalidRequest where it cannot be served."""
-    AttentionInterface.register(ATTENTION_NAME, _attention)
+    register_attention()
     config = AutoConfig.from_pretrained(source.path)
     _refuse_unsupported(source.name, config.get_text_config())
     causal_lm = load_causal_lm(source.path, config, source.dtype, ATTENTION_NAME, source.device)
+    model = create_base_model(source, causal_lm, AutoTokenizer.from_pretrained(source.path))
+    release_freed_memory()
+    return model
+
+
+def register_attention() -> None:
+    """Make ATTENTION_NAME known to transformers, for models that are to be ours."""
+    AttentionInterface.register(ATTENTION_NAME, _attention)
+
+
+def create_base_model(source: ModelSource, causal_lm: Any, tokenizer: Any) -> BaseModel:
+    """Our model around a transformers one whose attention is ATTENTION_NAME; takes it over."""
     causal_lm.to(source.device).eval().requires_grad_(requires_grad=False)
     if source.device.type == "cpu":
         narrow_tables(causal_lm)
-    tokenizer = AutoTokenizer.from_pretrained(source.path)
-    release_freed_memory()
     return BaseModel(source, causal_lm, tokenizer)
 
 
