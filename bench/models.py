@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, Qwen3Config
 
-from openrl.model.adapter import AdapterWeights, LoraPair, initial_adapter
+from openrl.model.adapter import AdapterWeights, LoraPair, adapted_names
 from openrl.model.base_model import (
     ATTENTION_NAME,
     BaseModel,
@@ -101,13 +101,14 @@ def run_spec(run: int, rank: int = RANK) -> RunSpec:
 
 
 def random_adapter(model: BaseModel, seed: int, rank: int = RANK) -> AdapterWeights:
-    """An adapter that changes what the model says: B is not zero."""
-    fresh = initial_adapter(model.linear_shapes, run_spec(seed, rank))
-    generator = torch.Generator().manual_seed(seed)
-    pairs = {
-        name: LoraPair(pair.a_RD, torch.randn(pair.b_OR.shape, generator=generator) * 0.01)
-        for name, pair in fresh.pairs.items()
-    }
+    """An adapter on the linears of the layers that changes what the model says; drawn on the device, which is quick."""
+    generator = torch.Generator(model.device).manual_seed(seed)
+    pairs: dict[str, LoraPair] = {}
+    for name in adapted_names(run_spec(seed, rank), model.linear_shapes):
+        num_inputs, num_outputs = model.linear_shapes[name]
+        a_RD = torch.randn(rank, num_inputs, generator=generator, device=model.device) / num_inputs**0.5
+        b_OR = torch.randn(num_outputs, rank, generator=generator, device=model.device) * 0.01
+        pairs[name] = LoraPair(a_RD, b_OR)
     return AdapterWeights(rank, pairs)
 
 

@@ -33,7 +33,7 @@ LONG = {"long16k": 16384, "long32k": 32768}
 REQUIRED = {"qwen3-4b": 27_000.0, "qwen3-0.6b": 95_000.0}
 REQUIRED_LONG = 0.45
 LIMIT_LENGTH = 2048  # the limit of `mixed` in numbers.md is for this length
-RUN_BYTES = 30 * 2**30  # device memory that runs of `many` may take
+RUN_BYTES = 40 * 2**30  # device memory that runs of `many` may take
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +141,8 @@ def many(model: BaseModel, work: Work, limits: Limits, repeats: int) -> list[Par
     engine = open_engine(model, ranks, resident)
     peak_gib()
     actions = {"many": one_pass(engine, deal(data, len(ranks))), "one": one_pass(single, deal(data, 1))}
-    seconds = medians(actions, repeats)
+    # Runs that take turns on the device take long: their buffers travel.
+    seconds = medians(actions, repeats if resident == len(ranks) else 1)
     ratio = seconds["one"] / seconds["many"]
     details = {"runs": len(ranks), "resident_runs": resident, "peak_gib": peak_gib()}
     return [

