@@ -4,7 +4,7 @@ PYTHON_BIN := .venv/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 PYTEST := $(PYTHON_BIN)/python -m pytest
 
-.PHONY: demo test test-all test-cookbook test-sdk-matrix sdk-coverage check docs bench setup format clean
+.PHONY: demo test test-all test-cookbook test-sdk-matrix sdk-coverage check docs bench bench-report setup format clean
 
 setup: .venv/.ready
 
@@ -46,6 +46,9 @@ bench: setup  ## every benchmark that runs on this machine; JSON line last
 	$(PYTHON_BIN)/python -m bench.custom_loss --json
 	$(PYTHON_BIN)/python -m bench.flags --json
 	$(PYTHON_BIN)/python -m bench.sim --json
+
+bench-report: setup  ## tables and plots of what benchmarks recorded with --record: bench/results
+	$(PYTHON_BIN)/python -m bench.report
 
 format: setup
 	$(PYTHON_BIN)/ruff check --fix .

@@ -133,6 +133,9 @@ class TrainingConfig(Section):
 
     micro_batch_tokens: int = Field(default=0, ge=0)
     """Tokens in one packed pass; 0: 384 on CPU, 8192 on CUDA."""
+    activation_bytes: int = Field(default=0, ge=0)
+    """Device memory for the activations of a pass; 0: on CUDA what is free when it begins, on CPU no bound. Longer
+    sequences than fit have layers recomputed."""
     resident_runs: int = Field(default=32, ge=1)
     """Runs kept in device memory; the others wait on the host and on disk."""
     host_bytes: int = Field(default=4 * 2**30, ge=0)

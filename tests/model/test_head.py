@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from openrl.model.base_model import BaseModel
+from openrl.model.base_model import BaseModel, ModelSource, load_base_model
 from openrl.model.batch import Segment
 from openrl.model.head import ABSENT, target_logprobs
 from openrl.model.lora import AdapterBank, TrainingAdapters
@@ -85,3 +85,22 @@ def test_logits_by_blocks_equal_one_product(tiny_dirs: dict[str, Path]):
     whole = model.logits(hidden_MD)
     model.head_block = 96
     assert (model.logits(hidden_MD) - whole).abs().max() < 1e-5
+
+
+def test_in_bf16_only_the_gradient_is_rounded_and_once(tiny_dirs: dict[str, Path]):
+    model = load_base_model(ModelSource("tiny", tiny_dirs["llama"], torch.device("cpu"), torch.bfloat16))
+    model.head_block = VOCAB  # as on CUDA
+    hidden_MD, _, _ = inputs(model)
+    narrow_MD = (8 * hidden_MD).detach().to(torch.bfloat16).requires_grad_()
+    exact_MD = narrow_MD.detach().double().requires_grad_()
+    logits_MV = model.logits(narrow_MD.detach())
+    # Likely targets: what is left of W[y] - p W is then small.
+    targets_M1 = logits_MV.argmax(-1, keepdim=True)
+    expected = dense(model, exact_MD, targets_M1, None)
+    expected.sum().backward()
+    got = target_logprobs(model, narrow_MD, targets_M1)
+    got.sum().backward()
+    assert (got - expected).abs().max() < 1e-5
+    assert (torch.log_softmax(logits_MV, -1).gather(1, targets_M1) - expected).abs().max() < 1e-5
+    expected_grad = taken_grad(exact_MD)
+    assert (taken_grad(narrow_MD) - expected_grad).norm() < 2**-8 * expected_grad.norm()

@@ -17,8 +17,9 @@ from openrl.config import WorkerConfig
 from openrl.errors import InvalidRequest
 from openrl.model.adapter import ATTENTION_PROJECTIONS, HEAD_NAME, MLP_PROJECTIONS
 from openrl.model.batch import ROW_MULTIPLE, Adapters, Batch, Segment
-from openrl.model.lora import ActiveBatch, LoraLinear
+from openrl.model.lora import ActiveBatch, LoraLinear, product_fp32
 from openrl.model.memory import release_freed_memory
+from openrl.model.recompute import make_recomputable
 from openrl.model.vocab_table import narrow_tables
 from openrl.model.weight_files import load_causal_lm
 
@@ -76,6 +77,7 @@ class BaseModel:
         self._active = ActiveBatch()
         self._body = causal_lm.model
         self.linear_shapes = _replace_linears(causal_lm, self._active)
+        make_recomputable(list(self._body.layers), self._active)
         head = causal_lm.get_output_embeddings()
         self.head_weight: Tensor = head.weight
         self.linear_shapes[HEAD_NAME] = (self.head_weight.shape[1], self.head_weight.shape[0])
@@ -98,16 +100,13 @@ class BaseModel:
 
     def hidden(self, batch: Batch) -> Float[Tensor, "T D"]:
         """Hidden states after the final norm, one row per packed token; with autograd unless disabled."""
-        self._active.adapters, self._active.segments = batch.adapters, batch.segments
-        try:
+        with self._active.using(batch):
             output = self._body(
                 input_ids=batch.token_ids_T[None],
                 position_ids=batch.position_ids_T[None],
                 use_cache=False,
                 openrl_batch=batch,
             )
-        finally:
-            self._active.adapters, self._active.segments = None, ()
         return output.last_hidden_state[0]
 
     def logits(
@@ -126,25 +125,37 @@ class BaseModel:
     def _logits(
         self, hidden_MD: Float[Tensor, "M D"], adapters: Adapters | None, segments: tuple[Segment, ...]
     ) -> Float[Tensor, "M V"]:
-        logits_MV = hidden_MD.new_empty(hidden_MD.shape[0], self.vocab_size)
-        for block in self.head_blocks():
-            torch.mm(hidden_MD, self.head_rows(block).t(), out=logits_MV[:, block])
-        if adapters is not None:
-            logits_MV = adapters.apply(HEAD_NAME, hidden_MD, logits_MV, segments)
-        return logits_MV.float()
+        if self.dtype == torch.float32:
+            logits_MV = hidden_MD.new_empty(hidden_MD.shape[0], self.vocab_size)
+            for block in self.head_blocks():
+                torch.mm(hidden_MD, self.head_rows(block).t(), out=logits_MV[:, block])
+        else:
+            blocks = [product_fp32(hidden_MD, self.head_rows(block).t()) for block in self.head_blocks()]
+            logits_MV = blocks[0] if len(blocks) == 1 else torch.cat(blocks, 1)
+        return logits_MV if adapters is None else adapters.apply(HEAD_NAME, hidden_MD, logits_MV, segments)
 
 
 def load_base_model(source: ModelSource) -> BaseModel:
     """Load a Hugging Face directory; raises InvalidRequest where it cannot be served."""
-    AttentionInterface.register(ATTENTION_NAME, _attention)
+    register_attention()
     config = AutoConfig.from_pretrained(source.path)
     _refuse_unsupported(source.name, config.get_text_config())
     causal_lm = load_causal_lm(source.path, config, source.dtype, ATTENTION_NAME, source.device)
+    model = create_base_model(source, causal_lm, AutoTokenizer.from_pretrained(source.path))
+    release_freed_memory()
+    return model
+
+
+def register_attention() -> None:
+    """Make ATTENTION_NAME known to transformers, for models that are to be ours."""
+    AttentionInterface.register(ATTENTION_NAME, _attention)
+
+
+def create_base_model(source: ModelSource, causal_lm: Any, tokenizer: Any) -> BaseModel:
+    """Our model around a transformers one whose attention is ATTENTION_NAME; takes it over."""
     causal_lm.to(source.device).eval().requires_grad_(requires_grad=False)
     if source.device.type == "cpu":
         narrow_tables(causal_lm)
-    tokenizer = AutoTokenizer.from_pretrained(source.path)
-    release_freed_memory()
     return BaseModel(source, causal_lm, tokenizer)
 
 

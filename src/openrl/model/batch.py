@@ -74,6 +74,7 @@ class Batch:
     segments: tuple[Segment, ...]
     attention: Attention
     adapters: Adapters | None = None
+    recomputed_layers: int = 0  # decoder layers, from the first, that keep no activations for the backward pass
 
 
 ROW_MULTIPLE = 8

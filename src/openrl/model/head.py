@@ -10,7 +10,7 @@ the logits. (Running softmax: Milakov and Gimelshein, "Online normalizer calcula
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -118,29 +118,49 @@ class _Chunk:
 
     def run(self, chosen_C: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Log-probabilities [C, K], and p W of the chosen rows."""
-        num_rows, device = self._hidden_CD.shape[0], self._hidden_CD.device
-        highest_C1 = torch.full((num_rows, 1), float("-inf"), device=device)
-        total_C1 = torch.zeros(num_rows, 1, device=device)
-        picked_CK = torch.zeros(self._targets_CK.shape, device=device)
+        so_far = _nothing_folded(self._targets_CK)
         expectation = _Expectation(self._model, chosen_C)
         for block in self._model.head_blocks():
             weight_BD = self._model.head_rows(block)
             logits_CB = self._logits(weight_BD, block)
-            _pick(logits_CB, self._targets_CK, block, picked_CK)
-            new_C1 = torch.maximum(highest_C1, logits_CB.amax(-1, keepdim=True))
-            p_CB = logits_CB.sub_(new_C1).exp_()
-            shrink_C1 = torch.exp(highest_C1 - new_C1)
-            total_C1 = total_C1 * shrink_C1 + p_CB.sum(-1, keepdim=True)
+            p_CB, shrink_C1, so_far = _fold(logits_CB, self._targets_CK, block.start, so_far)
             expectation.add(p_CB, weight_BD, shrink_C1)
-            highest_C1 = new_C1
-        logprobs_CK = picked_CK - (highest_C1 + torch.log(total_C1))
-        return logprobs_CK.masked_fill_(self._targets_CK == ABSENT, 0.0), expectation.result(total_C1)
+        logprobs_CK = so_far.picked_CK - (so_far.highest_C1 + torch.log(so_far.total_C1))
+        return logprobs_CK.masked_fill_(self._targets_CK == ABSENT, 0.0), expectation.result(so_far.total_C1)
 
     def _logits(self, weight_BD: Tensor, block: slice) -> Float[Tensor, "C B"]:
-        logits_CB = torch.mm(self._hidden_CD, weight_BD.t())
+        # Never rounded to bf16, which would cost a logit of 10 up to 0.03.
+        logits_CB = product_fp32(self._hidden_CD, weight_BD.t())
         for lora in self._lora:
             lora.add(logits_CB, block)
-        return logits_CB.float()
+        return logits_CB
+
+
+class _Folded(NamedTuple):
+    """What is known of a chunk after some blocks of the vocabulary."""
+
+    highest_C1: Tensor  # logit
+    total_C1: Tensor  # sum of exp(logit - highest)
+    picked_CK: Tensor  # logits of the targets met
+
+
+def _nothing_folded(targets_CK: Tensor) -> _Folded:
+    highest_C1 = torch.full((targets_CK.shape[0], 1), float("-inf"), device=targets_CK.device)
+    return _Folded(highest_C1, torch.zeros_like(highest_C1), torch.zeros(targets_CK.shape, device=targets_CK.device))
+
+
+def _fold(logits_CB: Tensor, targets_CK: Tensor, start: int, so_far: _Folded) -> tuple[Tensor, Tensor, _Folded]:
+    """Take one block of logits in; also exp(logit - highest) in their place, and what the sums before shrink by.
+
+    All that is done to logits is in here, elementwise and by rows: on CUDA its memory traffic is most of the head's
+    time, and one kernel could do it.
+    """
+    picked_CK = _pick(logits_CB, targets_CK, start, so_far.picked_CK)
+    highest_C1 = torch.maximum(so_far.highest_C1, logits_CB.amax(-1, keepdim=True))
+    p_CB = logits_CB.sub_(highest_C1).exp_()
+    shrink_C1 = torch.exp(so_far.highest_C1 - highest_C1)
+    total_C1 = so_far.total_C1 * shrink_C1 + p_CB.sum(-1, keepdim=True)
+    return p_CB, shrink_C1, _Folded(highest_C1, total_C1, picked_CK)
 
 
 class _Expectation:
@@ -158,15 +178,20 @@ class _Expectation:
     def add(self, p_CB: Tensor, weight_BD: Tensor, shrink_C1: Tensor) -> None:
         """Add one block's share; what was added before shrinks to the new maximum."""
         if self._chosen_P is not None:
-            share_PD = p_CB[self._chosen_P].to(self._dtype) @ weight_BD
-            self._sum_PD.mul_(shrink_C1[self._chosen_P]).add_(share_PD)
+            p_PB, shrink_P1 = self._rows(p_CB), self._rows(shrink_C1)
+            self._sum_PD.mul_(shrink_P1).add_(product_fp32(p_PB.to(self._dtype), weight_BD))
 
     def result(self, total_C1: Tensor) -> Float[Tensor, "P D"] | None:
         """p W of the chosen rows, in the compute type; None where none was chosen."""
         if self._chosen_P is None:
             return None
-        mean_PD = self._sum_PD / total_C1[self._chosen_P]
+        mean_PD = self._sum_PD / self._rows(total_C1)
         return mean_PD[: self._num_chosen].to(self._dtype)
+
+    def _rows(self, values: Tensor) -> Tensor:
+        """The chosen rows; no copy where that is all of them in order."""
+        assert self._chosen_P is not None
+        return values if self._num_chosen == values.shape[0] else values[self._chosen_P]
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,11 +223,11 @@ def _head_loras(plan: _Plan, hidden_CD: Tensor, rows: slice) -> list[_HeadLora]:
     return loras
 
 
-def _pick(logits_CB: Tensor, targets_CK: Tensor, block: slice, picked_CK: Tensor) -> None:
-    """Note the logits of the targets that lie in this block."""
-    is_here_CK = (targets_CK >= block.start) & (targets_CK < block.stop)
-    local_CK = (targets_CK - block.start).clamp(0, logits_CB.shape[1] - 1)
-    picked_CK.copy_(torch.where(is_here_CK, logits_CB.gather(1, local_CK), picked_CK))
+def _pick(logits_CB: Tensor, targets_CK: Tensor, start: int, picked_CK: Tensor) -> Tensor:
+    """The logits of the targets that lie in this block, beside those of the blocks before."""
+    local_CK = targets_CK - start
+    is_here_CK = (local_CK >= 0) & (local_CK < logits_CB.shape[1])
+    return torch.where(is_here_CK, logits_CB.gather(1, local_CK.clamp(0, logits_CB.shape[1] - 1)), picked_CK)
 
 
 class _TargetLogprobs(Function):
@@ -222,8 +247,9 @@ class _TargetLogprobs(Function):
         if expected_MD is None:
             return _adapted_backward(plan, saved.adapters, hidden_MD, g_MK), None, None
         picked_MD = _weighted_rows(plan.model, plan.targets_MK, g_MK)
-        total_MD = (g_MK.sum(-1, keepdim=True) * expected_MD.float()).to(picked_MD.dtype)
-        return picked_MD - total_MD, None, None
+        # The two are close where the model is sure: rounded before they are subtracted, little would be left.
+        total_MD = g_MK.sum(-1, keepdim=True) * expected_MD.float()
+        return (picked_MD - total_MD).to(hidden_MD.dtype), None, None
 
 
 def clip_segments(segments: tuple[Segment, ...], start: int, stop: int) -> tuple[Segment, ...]:
@@ -237,12 +263,12 @@ def clip_segments(segments: tuple[Segment, ...], start: int, stop: int) -> tuple
 
 
 def _weighted_rows(model: BaseModel, targets_MK: Tensor, g_MK: Tensor) -> Tensor:
-    """sum_k g[m, k] W[target[m, k]], summed in order of k."""
+    """sum_k g[m, k] W[target[m, k]] in fp32, summed in order of k."""
     weight_VD = model.head_weight
     out_MD = torch.zeros(targets_MK.shape[0], weight_VD.shape[1], dtype=torch.float32, device=weight_VD.device)
     for k in range(targets_MK.shape[1]):
         out_MD += g_MK[:, k, None] * weight_VD[targets_MK[:, k].clamp(min=0)].float()
-    return out_MD.to(model.dtype)
+    return out_MD
 
 
 def _adapted_backward(plan: _Plan, adapters: TrainingAdapters, hidden_MD: Tensor, g_MK: Tensor) -> Tensor:

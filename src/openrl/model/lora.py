@@ -7,7 +7,8 @@ depend on its neighbours. A segment of another length is computed in a window of
 rows that belong to others are dropped.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import Function, FunctionCtx
 
 from openrl.model.adapter import AdapterWeights, LoraPair
-from openrl.model.batch import BASE_SLOT, ROW_MULTIPLE, Adapters, Segment
+from openrl.model.batch import BASE_SLOT, ROW_MULTIPLE, Adapters, Batch, Segment
 from openrl.model.memory import clear_lazily, lazy_zeros
 
 
@@ -263,6 +264,16 @@ class ActiveBatch:
     def __init__(self) -> None:
         self.adapters: Adapters | None = None
         self.segments: tuple[Segment, ...] = ()
+
+    @contextmanager
+    def using(self, batch: Batch) -> Generator[None]:
+        """Work on this batch until the end of the block."""
+        before = self.adapters, self.segments
+        self.adapters, self.segments = batch.adapters, batch.segments
+        try:
+            yield
+        finally:
+            self.adapters, self.segments = before
 
 
 class LoraLinear(nn.Module):

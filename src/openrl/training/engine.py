@@ -9,6 +9,8 @@ once, when the whole job has succeeded.
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 
+import torch
+
 from openrl.config import TrainingConfig
 from openrl.errors import OpenRLError, RequestFailed
 from openrl.model.base_model import BaseModel
@@ -16,12 +18,13 @@ from openrl.model.lora import AdapterBank
 from openrl.protocol.datum import ForwardBackwardInput
 from openrl.protocol.results import ForwardBackwardResult
 from openrl.protocol.runs import RunSpec
+from openrl.training.activations import ActivationPlan, layer_costs
 from openrl.training.base import OptimStep, RunState, TrainingEngine
 from openrl.training.gradients import StagedGradients
 from openrl.training.job import Job, open_job
 from openrl.training.micro_batch_pass import PassContext, run_micro_batch
 from openrl.training.optimizer import step_optimizer
-from openrl.training.packing import pack
+from openrl.training.packing import Place, pack
 from openrl.training.residency import Residency
 from openrl.training.runs import create_run, export_state, load_weights
 from openrl.training.spill import SpillDirectory
@@ -36,9 +39,15 @@ class PackedTrainingEngine(TrainingEngine):
     """
 
     def __init__(
-        self, context: PassContext, residency: Residency, micro_batch_tokens: int, shares_prefixes: bool = True
+        self,
+        context: PassContext,
+        residency: Residency,
+        micro_batch_tokens: int,
+        plan: ActivationPlan,
+        shares_prefixes: bool = True,
     ) -> None:
         self._context = context
+        self._plan = plan
         self._model = context.model
         self._residency = residency
         self.micro_batch_tokens = micro_batch_tokens
@@ -123,22 +132,52 @@ class PackedTrainingEngine(TrainingEngine):
     def _run_wave(
         self, jobs: Sequence[Job], slots: Mapping[str, int], budget: Callable[[], int]
     ) -> Generator[int, None, None]:
-        """Compute every datum of the jobs, micro-batch by micro-batch."""
+        """Compute every datum of the jobs; from the start again, with less at once, where memory runs out.
+
+        The pass that ran out may have staged a part of its gradients.
+        """
+        while not (yield from self._try_wave(jobs, slots, budget)):
+            pass
+
+    def _try_wave(
+        self, jobs: Sequence[Job], slots: Mapping[str, int], budget: Callable[[], int]
+    ) -> Generator[int, None, bool]:
+        """Micro-batch by micro-batch; False where memory ran out and the plan has become smaller."""
         for job in jobs:
-            if not job.input.is_forward_only:
+            if job.error is None and not job.input.is_forward_only:
                 layout = self._residency.read(job.input.run_id).layout
                 job.staged = StagedGradients(layout, self._model.device)
+        self._plan.begin()
         lengths = [[group.num_rows for group in job.groups] for job in jobs]
-        for places in pack(lengths, budget):
+        for places in pack(lengths, lambda: int(min(budget(), self._plan.max_rows))):
             live = [place for place in places if jobs[place.job].error is None]
-            if live:
-                run_micro_batch(self._context, jobs, live, slots)
-            yield sum(lengths[place.job][place.group] for place in live)
+            num_rows = sum(lengths[place.job][place.group] for place in live)
+            if live and not self._has_room(jobs, live, slots, num_rows):
+                if self._plan.shrink(num_rows, len(live)):
+                    return False
+                _fail_for_memory(jobs[live[0].job], live[0], num_rows)
+            yield num_rows
+        return True
+
+    def _has_room(self, jobs: Sequence[Job], places: Sequence[Place], slots: Mapping[str, int], num_rows: int) -> bool:
+        """Run one micro-batch; False where memory ran out."""
+        recomputed_layers = self._plan.recomputed_layers(num_rows)
+        try:
+            run_micro_batch(self._context, jobs, places, slots, recomputed_layers)
+        except torch.OutOfMemoryError:
+            return False  # and not in here: the error's traceback holds the tensors of the pass
+        return True
 
     def _commit(self, job: Job) -> None:
         """Give the run what a successful job has staged."""
         if job.error is None and job.staged is not None and job.input.run_id in self._residency:
             self._residency.read(job.input.run_id).add_gradients(job.staged.flat_P)
+
+
+def _fail_for_memory(job: Job, place: Place, num_rows: int) -> None:
+    numbers = " or ".join(map(str, job.groups[place.group].datums))
+    message = f"{num_rows} tokens do not fit into device memory, even with all layers recomputed"
+    job.fail(f"datum {numbers}", RequestFailed(message, "server"))
 
 
 def create_training_engine(
@@ -159,4 +198,5 @@ def create_training_engine(
     context = PassContext(model, bank, merges_jobs=is_cuda and not deterministic)
     residency = Residency(bank, model.device, config.host_bytes, SpillDirectory(scratch_dir))
     micro_batch_tokens = config.micro_batch_tokens or (8192 if is_cuda else 384)
-    return PackedTrainingEngine(context, residency, micro_batch_tokens, shares_prefixes)
+    plan = ActivationPlan(layer_costs(model), model.device, config.activation_bytes)
+    return PackedTrainingEngine(context, residency, micro_batch_tokens, plan, shares_prefixes)

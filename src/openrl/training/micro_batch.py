@@ -87,7 +87,9 @@ def merge_jobs(segments: Sequence[Segment]) -> tuple[Segment, ...]:
     return tuple(merged)
 
 
-def build_batch(model: BaseModel, groups: Sequence[PackedGroup], adapters: Adapters, merges_jobs: bool) -> Batch:
+def build_batch(
+    model: BaseModel, groups: Sequence[PackedGroup], adapters: Adapters, merges_jobs: bool, recomputed_layers: int = 0
+) -> Batch:
     """The packed rows of the groups, in order, padded to the row count that the model asks for.
 
     Adapters see a group as one segment: it is never split, so their products may sum over all its rows.
@@ -103,6 +105,7 @@ def build_batch(model: BaseModel, groups: Sequence[PackedGroup], adapters: Adapt
         segments=merge_jobs(segments) if merges_jobs else segments,
         attention=PackedAttention(sequence_segments(groups)),
         adapters=adapters,
+        recomputed_layers=recomputed_layers,
     )
 
 

@@ -34,18 +34,23 @@ class PassContext:
 
 
 def run_micro_batch(
-    context: PassContext, jobs: Sequence[Job], places: Sequence[Place], slots: Mapping[str, int]
+    context: PassContext,
+    jobs: Sequence[Job],
+    places: Sequence[Place],
+    slots: Mapping[str, int],
+    recomputed_layers: int = 0,
 ) -> None:
     """Evaluate the groups at `places` and stage their gradients; failures end their job only.
 
-    The jobs at `places` are all forward-only or none. `slots`: adapter slot of each run.
+    The jobs at `places` are all forward-only or none. `slots`: adapter slot of each run. `recomputed_layers`: see
+    Batch.
     """
     with_gradient = jobs[places[0].job].staged is not None
     model, bank = context.model, context.bank
     adapters = TrainingAdapters(bank, GradientStage(jobs), model.device) if with_gradient else bank
     groups = [_packed(jobs[place.job], place, bank, slots) for place in places]
     with torch.set_grad_enabled(with_gradient):
-        batch = build_batch(model, groups, adapters, context.merges_jobs)
+        batch = build_batch(model, groups, adapters, context.merges_jobs, recomputed_layers)
         hidden_TD = model.hidden(batch)
         # The head's backward passes run into this leaf, call by call in datum order; then the body's runs once.
         leaf_TD = hidden_TD.detach().requires_grad_(with_gradient)
