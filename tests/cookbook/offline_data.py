@@ -58,7 +58,8 @@ def _hub_data_sets() -> dict[str, dict[str, list[Row]]]:
 def _problem(one: int, other: int) -> Row:
     """With the columns of all data sets of problems."""
     question, answer = f"What is {one}+{other}?", str(one + other)
-    return {"problem": question, "question": question, "answer": answer, "final_answer": answer}
+    solution = f"\\boxed{{{answer}}}"
+    return {"problem": question, "question": question, "answer": answer, "final_answer": answer, "solution": solution}
 
 
 def _word_problem(one: int, other: int) -> Row:
