@@ -114,7 +114,9 @@ class Recipes:
         """What the table says of these runs."""
         runs = [runs] if isinstance(runs, Run) else runs
         options = " ".join(each for each in runs[0].options if each not in (MODEL, FRESH, RESUME))
-        told = re.sub(r"tinker://\S+/", "tinker://…/", options.replace(f"{self.workspace}/", ""))
+        told = re.sub(
+            r"tinker://\S+/", "tinker://…/", options.replace(f"{self.workspace}/", "").replace(str(self.model), "model")
+        )
         self.rows.append(Row(runs[0].recipe, told, sum(run.seconds for run in runs), checked, figure))
 
     def _python(self, arguments: Sequence[str], source: str, answers: str, environment: Mapping[str, str]) -> str:

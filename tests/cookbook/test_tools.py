@@ -26,7 +26,7 @@ def test_a_game_is_played_by_hand_against_a_served_model(recipes: Recipes):
     run = recipes.run("rl.play_w_env", own_log=True, package=LIBRARY, answers=asked)
     steps = int(re.findall(r"Total steps: (\d+)", run.output)[0])
     assert steps > 1
-    recipes.note(run, "a person asks, the model answers, until the word is guessed", f"{steps} turns")
+    recipes.note(run, "a person asks, the model answers, until the game ends", f"{steps} turns")
 
 
 def test_calls_of_tools_are_asked_for_and_parsed(recipes: Recipes):

@@ -124,6 +124,7 @@ def test_the_merging_script_makes_the_same_model(recipes: Recipes, downloaded: R
     base = safetensors.torch.load_file(recipes.model / "model.safetensors")
     moved = [name for name in base if not torch.equal(base[name], tensors[name])]
     assert tensors.keys() == base.keys()
+    assert len(moved) == len(safetensors.torch.load_file(adapter_of(recipes) / ADAPTER)) // 2
     recipes.note(run, "weights that the adapter moved, of all", f"{len(moved)} of {len(base)}")
 
 
