@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes .venv-cookbook with the official SDK and tinker-cookbook 0.6.1, apart from the server's packages, and
-# .cookbook-0.5.5 with the sources of an older one. The cookbook asks for a newer tml-renderers than PyPI has, so its
-# needs are named here.
+# .cookbook-0.5.5 with the sources of an older one and of the SDK of its days. The cookbook asks for a newer
+# tml-renderers than PyPI has, so its needs are named here.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=.venv-cookbook
@@ -20,4 +20,8 @@ fi
 if [ ! -e "$older/.ready" ]; then
     install --no-deps --target "$older" tinker-cookbook==0.5.5
     touch "$older/.ready"
+fi
+if [ ! -e "$older/sdk/.ready" ]; then
+    install --no-deps --target "$older/sdk" tinker==0.25.0
+    touch "$older/sdk/.ready"
 fi

@@ -1,5 +1,6 @@
 """One server and one workspace for all recipes, and the table of what they showed."""
 
+import gc
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if "tests/cookbook/" in item.nodeid:
             item.add_marker(pytest.mark.slow)
             item.add_marker(pytest.mark.timeout(900))
+            # The SDK leaves its sockets to the garbage collector, which complains of each.
+            item.add_marker(pytest.mark.filterwarnings("ignore::ResourceWarning"))
+            item.add_marker(pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"))
 
 
 @pytest.fixture(scope="session")
@@ -36,8 +40,9 @@ def recipes(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReq
     served = dict.fromkeys(FIXED_NAMES, model) | {PLAYER_NAME: save_player_model(root / "player")}
     others = [argument for name, folder in served.items() for argument in ("--model", f"{name}={folder}")]
     live = start_server(model, root / "data", *others, name=SERVED_NAME)
-    shown = Recipes(live, workspace)
+    shown = Recipes(live, workspace, model)
     yield shown
+    gc.collect()
     live.stop()
     if document := request.config.getoption("--table", default=None):
         write_table(document, shown.rows)

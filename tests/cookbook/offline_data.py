@@ -12,6 +12,8 @@ from typing import Any
 Row = dict[str, Any]
 
 NUM_ROWS = 96
+NUM_DISTILLED = 1024
+"""What on-policy distillation has in a batch by default, with four rollouts each."""
 SL_BASIC_BATCH = 128
 """Fixed in the recipe."""
 PROPHET_FILE = "prophet.csv"
@@ -31,6 +33,7 @@ def write_offline_data(root: Path, cookbook_python: Path) -> None:
 def _hub_data_sets() -> dict[str, dict[str, list[Row]]]:
     """Splits by `name`, or by `name:configuration` where the recipe names one."""
     problems = [_problem(i % 10, i % 7) for i in range(NUM_ROWS)]
+    many_problems = [_problem(i, i % 7) for i in range(NUM_DISTILLED)]
     grade_school = [_word_problem(i % 10, i % 7) for i in range(NUM_ROWS)]
     chats = [_chat(f"Say {i}.", f"I say {i}.") for i in range(NUM_ROWS)]
     many_chats = [_chat(f"Say {i}.", f"I say {i}.") for i in range(4 * SL_BASIC_BATCH)]
@@ -41,7 +44,7 @@ def _hub_data_sets() -> dict[str, dict[str, list[Row]]]:
         "HuggingFaceH4/MATH-500:default": {"test": problems[:8]},
         "Anthropic/hh-rlhf": {"train": preferences, "test": preferences[:8]},
         "allenai/tulu-3-sft-mixture": {"train": chats},
-        "zwhe99/DeepMath-103K": {"train": problems},
+        "zwhe99/DeepMath-103K": {"train": many_problems},
         "open-thoughts/OpenThoughts3-1.2M": {"train": [_shared(i) for i in range(NUM_ROWS)]},
         "Salesforce/wikitext:wikitext-103-raw-v1": {"train": [{"text": _paragraph(i)} for i in range(400)]},
         "hicai-zju/SciKnowEval": {"test": [_multiple_choice(i) for i in range(NUM_ROWS)]},
@@ -55,7 +58,8 @@ def _hub_data_sets() -> dict[str, dict[str, list[Row]]]:
 def _problem(one: int, other: int) -> Row:
     """With the columns of all data sets of problems."""
     question, answer = f"What is {one}+{other}?", str(one + other)
-    return {"problem": question, "question": question, "answer": answer, "final_answer": answer}
+    solution = f"\\boxed{{{answer}}}"
+    return {"problem": question, "question": question, "answer": answer, "final_answer": answer, "solution": solution}
 
 
 def _word_problem(one: int, other: int) -> Row:

@@ -5,9 +5,10 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from tests.cookbook.chat_model import SERVED_NAME
@@ -16,6 +17,9 @@ from tests.live_server import LiveServer
 
 ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / ".venv-cookbook" / "bin" / "python"
+OLD = str(ROOT / ".cookbook-0.5.5")
+OLD_WITH_ITS_SDK = f"{OLD}:{OLD}/sdk"
+"""0.5.5 with SDK 0.25.0, the newest when it came."""
 MODEL = f"model_name={SERVED_NAME}"
 FRESH = "behavior_if_log_dir_exists=delete"
 RESUME = "behavior_if_log_dir_exists=resume"
@@ -28,6 +32,8 @@ GRADE_SCHOOL = (
 )
 """What rl_basic has, in small; its own batch is 128 problems of 16 rollouts."""
 RECIPE_TIMEOUT_S = 600
+LIBRARY_CALL = Path(__file__).with_name("library_call.py")
+NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +68,7 @@ class Recipes:
 
     server: LiveServer
     workspace: Path
+    model: Path
     rows: list[Row] = field(default_factory=list[Row])
 
     def run(
@@ -72,8 +79,10 @@ class Recipes:
         own_log: bool = False,
         answers: str = "",
         source: str = "",
+        package: str = "tinker_cookbook.recipes",
+        environment: Mapping[str, str] = NOTHING,
     ) -> Run:
-        """Run `tinker_cookbook.recipes.<recipe>`, from the `source` of another version where one is given.
+        """Run `<package>.<recipe>`, from the `source` of another version where one is given.
 
         `log_path` is a new directory unless `log` names one, or the recipe makes its `own_log`;
         `answers` stands on its standard input.
@@ -81,8 +90,21 @@ class Recipes:
         log = log or self.new_log(recipe)
         logs = () if own_log else (f"log_path={log}",)
         started = time.monotonic()
-        output = self._python(("-m", f"tinker_cookbook.recipes.{recipe}", *options, *logs), source, answers)
+        output = self._python(("-m", f"{package}.{recipe}", *options, *logs), source, answers, environment)
         return Run(recipe, options, log, output, time.monotonic() - started)
+
+    def call(self, function: str, *options: str, source: str = "", environment: Mapping[str, str] = NOTHING) -> Run:
+        """Call `tinker_cookbook.<function>` with options of the form name=value."""
+        called = self.script(LIBRARY_CALL, function, function, *options, source=source, environment=environment)
+        return Run(function, options, called.log, called.output, called.seconds)
+
+    def script(
+        self, file: Path, name: str, *options: str, source: str = "", environment: Mapping[str, str] = NOTHING
+    ) -> Run:
+        """Run a file with the cookbook's packages; the table calls it `name`."""
+        started = time.monotonic()
+        output = self._python(("-P", str(file), *options), source, "", environment)
+        return Run(name, options, self.workspace, output, time.monotonic() - started)
 
     def new_log(self, recipe: str) -> Path:
         logs = self.workspace / "runs"
@@ -92,15 +114,17 @@ class Recipes:
         """What the table says of these runs."""
         runs = [runs] if isinstance(runs, Run) else runs
         options = " ".join(each for each in runs[0].options if each not in (MODEL, FRESH, RESUME))
-        told = re.sub(r"tinker://\S+/", "tinker://…/", options.replace(f"{self.workspace}/", ""))
+        told = re.sub(
+            r"tinker://\S+/", "tinker://…/", options.replace(f"{self.workspace}/", "").replace(str(self.model), "model")
+        )
         self.rows.append(Row(runs[0].recipe, told, sum(run.seconds for run in runs), checked, figure))
 
-    def _python(self, arguments: Sequence[str], source: str, answers: str = "") -> str:
+    def _python(self, arguments: Sequence[str], source: str, answers: str, environment: Mapping[str, str]) -> str:
         """All that it prints; it must end well."""
         done = subprocess.run(
             [str(PYTHON), *arguments],
             cwd=self.workspace,
-            env=self._environment(source),
+            env={**self._environment(source), **environment},
             input=answers,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

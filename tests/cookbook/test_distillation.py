@@ -19,6 +19,15 @@ def test_a_student_that_is_its_teacher_has_no_divergence(recipes: Recipes):
     recipes.note(run, "teacher_kl 0 ± 1e-6 where the student is the teacher", f"{divergence:.0e}")
 
 
+def test_4096_rollouts_are_sampled_and_scored_at_once(recipes: Recipes):
+    size = ("groups_per_batch=1024", "group_size=4", "max_tokens=4", "max_steps=1", "eval_every=0", "lora_rank=8")
+    run = recipes.run("distillation.on_policy_distillation", MODEL, FRESH, f"teacher_model={SERVED_NAME}", *size)
+    [episodes], [divergence] = run.values("env/all/total_episodes"), run.values("teacher_kl")
+    assert episodes == 4096
+    assert abs(divergence) <= 1e-6
+    recipes.note(run, "rollouts in one step, each scored by the teacher; teacher_kl 0 ± 1e-6", f"{episodes:,.0f}")
+
+
 def test_two_teachers_for_two_data_sets(recipes: Recipes):
     teachers = (f"deepmath_teacher_model={SERVED_NAME}", "tulu3_teacher_model=Qwen/Qwen3.5-9B")
     groups = ("deepmath_groups_per_batch=4", "tulu3_groups_per_batch=4", "max_steps=1")

@@ -2,10 +2,10 @@
 
 It imports nothing but the SDK and what the SDK needs. Each step adds its numbers under its name, `{"error": …}` when
 it fails, and nothing where the version has no such method. Ids and times stay out, so that the numbers of two versions
-can be compared: they must be equal to the bit. Usage: driver.py WORK_DIR, with TINKER_BASE_URL and TINKER_API_KEY set.
+can be compared: they must be equal to the bit. Usage: python -m tests.sdk_matrix.driver WORK_DIR, with TINKER_BASE_URL
+and TINKER_API_KEY set.
 """
 
-import hashlib
 import inspect
 import io
 import json
@@ -15,18 +15,18 @@ import sys
 import tarfile
 import time
 import traceback
-import urllib.request
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tinker
 from tinker import types
 
+from tests.sdk_matrix.datums import PROMPT, batch, datum, floats, matrix_datum, passed, policy_datum, sampled
+from tests.sdk_matrix.downloads import digests, fetch, status_of
+
 MODEL = "tiny"
-PROMPT = [5, 61, 17, 118, 9, 240, 33, 7, 402, 90]
 STEP = types.AdamParams(learning_rate=1e-2)
 FAKE_HUB = """
 import os, shutil
@@ -47,63 +47,14 @@ def hf_hub_download(**_):
 """What `tinker checkpoint push-hf` needs of huggingface_hub, without a network."""
 
 
+RECIPIENT = "age1xjmn0v3u7hyhu7v08zyf0xhdj25g68le30magxw8vv6afgjmvppspkkwfe"
+"""A public key of age; nobody has the secret one."""
+AGE_MAGIC = b"age-encryption.org/v1"
+
+
 def settle(value: Any) -> Any:
     """The client itself: calls that answered with it answer with a future of it since 0.38."""
     return value.result() if hasattr(value, "result") else value
-
-
-def datum(tokens: list[int], **inputs: Any) -> types.Datum:
-    given: dict[str, Any] = inputs or {"weights": [1.0] * (len(tokens) - 1)}
-    model_input = types.ModelInput.from_ints(tokens[:-1])
-    return types.Datum(model_input=model_input, loss_fn_inputs={"target_tokens": tokens[1:], **given})  # pyright: ignore[reportArgumentType]
-
-
-def batch(count: int, first: int = 0) -> list[types.Datum]:
-    """Datums of 4 to 10 tokens."""
-    rng = np.random.default_rng([7, first])
-    return [datum(rng.integers(1, 512, 4 + (first + i) % 7).tolist()) for i in range(count)]
-
-
-def policy_datum() -> types.Datum:
-    places = len(PROMPT) - 1
-    logprobs = np.linspace(-7.0, -5.0, places).astype(np.float32)
-    advantages = np.linspace(-1.0, 1.0, places).astype(np.float32)
-    return datum(PROMPT, logprobs=logprobs.tolist(), advantages=advantages.tolist())
-
-
-def matrix_datum() -> types.Datum:
-    """Three targets at each place."""
-    places = len(PROMPT) - 1
-    targets = np.arange(1, 1 + 3 * places, dtype=np.int64).reshape(places, 3)
-    weights = np.linspace(0.0, 1.0, 3 * places).astype(np.float32).reshape(places, 3)
-    model_input = types.ModelInput.from_ints(PROMPT[:-1])
-    return types.Datum(model_input=model_input, loss_fn_inputs={"target_tokens": targets, "weights": weights})  # pyright: ignore[reportArgumentType]
-
-
-def passed(output: Any) -> dict[str, Any]:
-    """All numbers of a forward or forward_backward; many outputs as their digest."""
-    rows = [np.asarray(each["logprobs"].data, np.float32).reshape(-1) for each in output.loss_fn_outputs]
-    digest = hashlib.sha256(np.concatenate(rows).tobytes()).hexdigest()
-    return {
-        "num": len(rows),
-        "first": rows[0].tolist(),
-        "digest": digest,
-        "metrics": dict(sorted(output.metrics.items())),
-    }
-
-
-def sampled(response: Any) -> dict[str, Any]:
-    return {
-        "tokens": [list(map(int, each.tokens)) for each in response.sequences],
-        "logprobs": [list(map(float, each.logprobs)) for each in response.sequences],
-        "stop_reasons": [str(each.stop_reason) for each in response.sequences],
-        "prompt_logprobs": floats(response.prompt_logprobs),
-        "topk": [row and [[int(token), float(value)] for token, value in row] for row in response.topk_prompt_logprobs],
-    }
-
-
-def floats(values: Any) -> list[float | None]:
-    return [None if value is None else float(value) for value in values]
 
 
 class Job:
@@ -292,12 +243,46 @@ class Job:
         if not hasattr(self.rest, "get_checkpoint_archive_url_from_tinker_path"):
             return None
         answer = self.rest.get_checkpoint_archive_url_from_tinker_path(self.sampler_path).result()
-        with urllib.request.urlopen(answer.url, timeout=30) as response:
-            content = response.read()
-        with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+        with tarfile.open(fileobj=io.BytesIO(fetch(answer.url))) as tar:
             files = {entry.name: tar.extractfile(entry).read() for entry in tar}  # pyright: ignore[reportOptionalMemberAccess]
         assert "checkpoint_complete" in files
-        return {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}
+        return digests(files)
+
+    # -- weights for other tools
+
+    def external_weights(self) -> Any:
+        """The contents behind the links, which need no key; they end with the checkpoint."""
+        if not hasattr(self.run, "save_weights_external"):
+            return None
+        path = self.run.save_weights_external("external").result().path
+        self.rest.set_checkpoint_ttl_from_tinker_path(path, 7200).result()
+        urls, files = self.links(path)
+        self.rest.delete_checkpoint_from_tinker_path(path).result()
+        return self.kind_of(path), digests(files), [status_of(url) for url in urls.values()]
+
+    def encrypted_weights(self) -> Any:
+        """Every file is sealed to the recipient, and named so."""
+        save = getattr(self.run, "save_weights_external", None)
+        if save is None or "age_encryption_recipients" not in inspect.signature(save).parameters:
+            return None
+        path = save("sealed", ttl_seconds=3600, age_encryption_recipients=[RECIPIENT]).result().path
+        _, files = self.links(path)
+        self.rest.delete_checkpoint_from_tinker_path(path).result()
+        return {name: data.startswith(AGE_MAGIC) for name, data in sorted(files.items())}
+
+    def links(self, path: str) -> tuple[dict[str, str], dict[str, bytes]]:
+        """Address and content of each file."""
+        urls = self.rest.get_external_weights_urls(path).result().urls
+        return urls, {name: fetch(url) for name, url in urls.items()}
+
+    def copy_weights(self) -> Any:
+        """Resumed from, a copy of the state goes on as the state itself does."""
+        if not hasattr(self.rest, "copy_weights"):
+            return None
+        copy = self.rest.copy_weights(self.state_path, "archive").result()
+        went_on = self.goes_on(settle(self.service.create_training_client_from_state_with_optimizer(copy)))
+        self.rest.delete_checkpoint_from_tinker_path(copy).result()
+        return copy.split("/", 3)[3], went_on
 
     # -- command line
 
@@ -328,6 +313,23 @@ class Job:
         self.cli("checkpoint", "push-hf", self.sampler_path, "--repo", "nobody/adapter")
         return sorted(file.name for file in (self.work_dir / "hub").iterdir())
 
+    def cli_external_download(self) -> Any:
+        """A training checkpoint as its temporary export, which is gone afterwards."""
+        if hasattr(self.rest, "get_checkpoint_archive_url_from_tinker_path"):
+            return None
+        before = self.rest.list_user_checkpoints(limit=1).result().cursor.total_count
+        self.cli("checkpoint", "download", self.state_path, "--output", str(self.work_dir / "download"))
+        (target,) = (self.work_dir / "download").iterdir()
+        left = self.rest.list_user_checkpoints(limit=1).result().cursor.total_count - before
+        return left, digests({file.name: file.read_bytes() for file in target.iterdir()})
+
+    def cli_external_push_hf(self) -> Any:
+        if hasattr(self.rest, "get_checkpoint_archive_url_from_tinker_path"):
+            return None
+        (self.work_dir / "huggingface_hub.py").write_text(FAKE_HUB)
+        self.cli("checkpoint", "push-hf", self.state_path, "--repo", "nobody/adapter")
+        return sorted(file.name for file in (self.work_dir / "hub").iterdir())
+
     # -- the end
 
     def delete(self) -> Any:
@@ -347,7 +349,8 @@ STEPS: tuple[Callable[[Job], Any], ...] = (
     Job.policy_losses, Job.matrix_targets, Job.refused_request, Job.save_state, Job.resume, Job.resume_by_create_model,
     Job.load_state, Job.sample_base_model, Job.sample_saved_weights, Job.sample_snapshot, Job.many_samples,
     Job.compute_logprobs, Job.list_runs, Job.list_checkpoints, Job.weights_info, Job.sessions, Job.publish, Job.ttl,
-    Job.archive, Job.cli_lists, Job.cli_download, Job.cli_push_hf, Job.delete, Job.finish,
+    Job.archive, Job.external_weights, Job.encrypted_weights, Job.copy_weights, Job.cli_lists, Job.cli_download,
+    Job.cli_push_hf, Job.cli_external_download, Job.cli_external_push_hf, Job.delete, Job.finish,
 )  # fmt: skip
 
 

@@ -14,8 +14,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "save, resume": ("save_state", "resume", "resume_by_create_model", "load_state"),
     "sampling": ("sample_base_model", "sample_saved_weights", "sample_snapshot", "many_samples", "compute_logprobs"),
-    "REST": ("list_runs", "list_checkpoints", "weights_info", "sessions", "publish", "ttl", "delete"),
+    "REST": ("list_runs", "list_checkpoints", "weights_info", "sessions", "publish", "ttl", "copy_weights", "delete"),
     "archive": ("archive", "cli_download", "cli_push_hf"),
+    "external weights": ("external_weights", "encrypted_weights", "cli_external_download", "cli_external_push_hf"),
     "CLI lists": ("cli_lists",),
     "finish": ("finish",),
 }  # fmt: skip
@@ -24,8 +25,8 @@ HEAD = """# SDK versions
 Each version runs the same script in a virtual environment of its own against the same server (`make test-sdk-matrix`,
 which writes this page): capabilities, a LoRA run, `forward`, `forward_backward` in one and in several chunks, three
 losses, a refused request, `optim_step`, saving, resuming in every way the version has, sampling from the base model,
-from saved weights and from a snapshot, prompt log-probabilities, listings, publication, expiry, deletion, and the
-version's own command line.
+from saved weights and from a snapshot, prompt log-probabilities, listings, publication, expiry, copies, deletion,
+the adapter as an archive or as external weights, plain and encrypted, and the version's own command line.
 
 **equal** means that every number (losses, log-probabilities, gradient norms, sampled tokens, digests of 1,100 datums'
 outputs and of archive files) is bit-equal to that of {reference}, or of the last version that has the step, with the
@@ -42,7 +43,8 @@ NOTES = """
   `load_weights`, because `client/config` sets `create_model_via_load_weights`; the test drives the older way there as
   well.
 * The archive (`…/archive`: a redirect to a signed link, a tar with `adapter_config.json`, `adapter_model.safetensors`
-  and `checkpoint_complete`) was called up to 0.35. From 0.36 on, SDK and CLI download external weights instead.
+  and `checkpoint_complete`) was called up to 0.35. External weights, a link for each file, are in the SDK from 0.28 on,
+  with encryption to age recipients from 0.33 on; the command line downloads them, by a temporary export, from 0.36 on.
 
 ## Exceptions
 

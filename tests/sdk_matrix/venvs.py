@@ -1,4 +1,4 @@
-"""The venvs that scripts/setup_sdk_matrix.sh makes: which there are, and how to run a script in one."""
+"""The venvs that scripts/setup_sdk_matrix.sh makes: which there are, and how to run a module in one."""
 
 import os
 import subprocess
@@ -24,11 +24,12 @@ def set_up() -> None:
     subprocess.run([ROOT / "scripts" / "setup_sdk_matrix.sh"], check=True)
 
 
-def run_script(version: str, script: str, *arguments: str, **environment: str) -> str:
-    """What the script prints, run by the venv of `version`; nothing of the server's own packages is in its path."""
+def run_module(version: str, module: str, *arguments: str, **environment: str) -> str:
+    """What the module prints, run by the venv of `version`; nothing of the server's own packages is in its path."""
     inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
-        [str(VENVS / version / "bin" / "python"), str(HERE / script), *arguments],
+        [str(VENVS / version / "bin" / "python"), "-m", module, *arguments],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,

@@ -106,6 +106,14 @@ def test_files_for_other_tools_name_the_model_as_clients_know_it(rig: Rig):
     assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == run_spec().base_model
 
 
+@pytest.mark.parametrize("kind", ["save_weights", "save_weights_for_sampler"])
+def test_checkpoints_that_can_be_downloaded_do_not_tell_where_the_model_lies(rig: Rig, kind: str):
+    done = outcomes_of(rig.run(*trained(rig), save(rig, kind, path="a")))[f"{kind}-3"]
+    assert done.checkpoint is not None
+    config = json.loads(rig.blobs.get_object(done.checkpoint.key)["adapter_config.json"])
+    assert config["base_model_name_or_path"] == run_spec().base_model
+
+
 def test_encrypted_files_open_for_their_recipients_and_equal_the_plain_ones(rig: Rig):
     reader = pyrage.x25519.Identity.generate()
     plain = save(rig, "save_weights_external", path="plain")

@@ -1,7 +1,6 @@
 """Run state as files and back: checkpoints for clients, snapshots for ourselves. Only safetensors and JSON."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import safetensors
@@ -24,16 +23,15 @@ _A_SUFFIX = ".lora_A.weight"
 _B_SUFFIX = ".lora_B.weight"
 
 
-def sampler_files(run: RunSpec, state: RunState, base_model_path: Path) -> dict[str, bytes]:
+def sampler_files(run: RunSpec, state: RunState) -> dict[str, bytes]:
     """A PEFT directory and our manifest: all that sampling needs."""
-    files = adapter_files(_adapter(run, state), str(base_model_path))
-    return {**files, MANIFEST_FILE: _manifest(run, has_optimizer=False)}
+    return {**_peft_files(run, state), MANIFEST_FILE: _manifest(run, has_optimizer=False)}
 
 
-def training_files(run: RunSpec, state: RunState, base_model_path: Path) -> dict[str, bytes]:
+def training_files(run: RunSpec, state: RunState) -> dict[str, bytes]:
     """As `sampler_files`, with the optimizer: all that training needs to go on."""
     return {
-        **sampler_files(run, state, base_model_path),
+        **sampler_files(run, state),
         OPTIMIZER_FILE: _save(state.optimizer),
         MANIFEST_FILE: _manifest(run, has_optimizer=True),
     }
@@ -41,9 +39,13 @@ def training_files(run: RunSpec, state: RunState, base_model_path: Path) -> dict
 
 def external_files(run: RunSpec, state: RunState, recipients: Sequence[str]) -> dict[str, bytes]:
     """A PEFT directory for other tools, encrypted if there are recipients; our manifest beside it stays readable."""
-    # Not the model's path here: whoever downloads the files has the model under its public name.
-    files = adapter_files(_adapter(run, state), run.base_model.partition(":")[0])
+    files = _peft_files(run, state)
     return {**(encrypt_files(files, recipients) if recipients else files), MANIFEST_FILE: _manifest(run, False)}
+
+
+def _peft_files(run: RunSpec, state: RunState) -> dict[str, bytes]:
+    # Not the model's path here: whoever downloads the files has the model under its public name.
+    return adapter_files(_adapter(run, state), run.base_model.partition(":")[0])
 
 
 def snapshot_files(state: RunState) -> dict[str, bytes]:

@@ -52,7 +52,7 @@ class RunFiles:
         state = run.engines.training.export_run(item.run_id)
 
         def produce() -> Product:
-            files = training_files(run.spec, state, run.engines.base_model.path)
+            files = training_files(run.spec, state)
             saved = self._write(item, "weights", request.path, files, request.ttl_seconds, request.user_metadata)
             saved = replace(saved, may_replace=request.overwrite)
             return Product(encode_json({"path": _tinker_path(saved), "type": "save_weights"}), saved)
@@ -66,7 +66,7 @@ class RunFiles:
         state = run.engines.training.export_run(item.run_id)
 
         def produce() -> Product:
-            files = sampler_files(run.spec, state, run.engines.base_model.path)
+            files = sampler_files(run.spec, state)
             name = request.path or ""
             saved = self._write(item, "sampler_weights", name, files, request.ttl_seconds, request.user_metadata)
             if name:
