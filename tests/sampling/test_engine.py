@@ -12,7 +12,7 @@ from openrl.errors import RequestFailed
 from openrl.model.base_model import BaseModel
 from openrl.model.lora import AdapterBank
 from openrl.protocol.results import SampleResult
-from openrl.sampling.base import FinishedSample, SampleJob
+from openrl.sampling.base import SampleJob
 from openrl.sampling.batcher import Batcher
 from openrl.sampling.sequence import Sequence
 from tests.model.tiny_models import FAMILIES, load_plain, packed
@@ -141,28 +141,6 @@ def test_sequences_that_gave_way_and_were_recomputed_have_the_same_bits(
     assert len(preempted) >= 3
     for each in jobs:
         assert_same(together[each.request_id], sample(engine(llama), each))
-
-
-def test_a_tenant_beside_a_flood_is_served_first_and_nobodys_bits_change(llama: BaseModel):
-    shared = engine(llama, max_sequences=4)
-    flood = [
-        job(f"a{i}", LONG[i : i + 9], num_samples=2, max_tokens=40, seed=i, extra={"tenant_id": "alice"})
-        for i in range(6)
-    ]
-    few = [job(f"b{i}", LONG[i : i + 5], max_tokens=8, seed=i, extra={"tenant_id": "bob"}) for i in range(3)]
-    for each in flood:
-        shared.add(each)
-    ended: list[FinishedSample] = []
-    for _ in range(5):
-        ended += shared.step()
-    for each in few:
-        shared.add(each)
-    while shared.has_work():
-        ended += shared.step()
-    assert [each.request_id for each in ended[:3]] == ["b0", "b1", "b2"]
-    results = {each.request_id: each.result for each in ended}
-    for each in (*flood, *few):
-        assert_same(results[each.request_id], sample(engine(llama), each))
 
 
 def test_a_prefix_found_in_the_cache_changes_no_bit(llama: BaseModel):
