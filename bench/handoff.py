@@ -11,7 +11,6 @@ The twin is the same without a new snapshot: one request on a snapshot that the 
 import statistics
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -88,7 +87,7 @@ class Bench:
         started = last = time.perf_counter()
         longest = 0.0
         if is_new:
-            self._saved[key] = sampler_files(run_spec(0), self.training.export_run("run0"), Path("bench"))
+            self._saved[key] = sampler_files(run_spec(0), self.training.export_run("run0"))
         chosen = SamplingOptions(max_tokens=1, seed=1, stops_at_eos=False)
         tokens = np.arange(10, 26, dtype=np.int32)
         self.sampling.add(SampleJob(f"new-{key}-{started}", _sampler(key), tokens, 1, chosen))

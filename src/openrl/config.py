@@ -111,6 +111,8 @@ class StoreConfig(Section):
     """SQLAlchemy URL; empty: SQLite in the data directory."""
     result_retention_s: float = Field(default=3600.0, gt=0)
     """Results stay retrievable for this long after their request finished."""
+    expired_run_retention_s: float = Field(default=7 * 86400.0, gt=0)
+    """The last state of a run whose client went away stays for this long, as checkpoint weights/expired-NUMBER."""
     custom_loss_retention_s: float = Field(default=30 * 86400.0, gt=0)
     """A custom loss is kept for this long after its last use, and while a session or run that used it goes on."""
     trace_retention_s: float = Field(default=86400.0, ge=3600)

@@ -251,6 +251,20 @@ async def test_silent_sessions_are_expired_but_not_before_clients_had_time_to_re
         assert run.is_closed
 
 
+async def test_what_an_expired_run_did_is_kept_as_a_checkpoint():
+    async with site(session_timeout_s=60.0) as s:
+        s.attach()
+        await s.submit("r", 1, "forward_backward")
+        await s.finished(await s.submit("r", 2, "optim_step"))
+        s.clock[0] += 1000
+        await s.scheduler._housekeeping.expire_sessions(s.clock[0])  # pyright: ignore
+        await asyncio.sleep(0.05)
+        (kept,) = (await s.store.list_checkpoints("t", 10, 0)).items
+        assert (kept.run_id, kept.kind, kept.name, kept.expires_at) == ("r", "weights", "expired-000002", 606800.0)
+        assert s.blobs.get_object(kept.key) == {"adapter": b"x"}
+        assert kept.size_bytes == 1
+
+
 async def test_expired_checkpoints_are_deleted_with_their_files():
     async with site() as s:
         worker = s.attach()

@@ -193,8 +193,9 @@ def test_clients_deliver_their_telemetry(server: LiveServer, monkeypatch: pytest
     monkeypatch.setenv("TINKER_TELEMETRY", "1")
     with tinker.ServiceClient(base_url=server.url, api_key=server.key) as service:
         sampler = service.create_sampling_client(base_model=MODEL_NAME).result()
-        rest = tinker.RestClient(base_url=server.url, api_key=server.key)
-        admin = tinker.AdminClient(base_url=server.url, api_key=server.key)
+        # Clients without a session share connections by address; those of other tests have no telemetry.
+        rest = tinker.RestClient(base_url=f"{server.url}/", api_key=server.key)
+        admin = tinker.AdminClient(base_url=f"{server.url}/", api_key=server.key)
         for client in (service, new_run(service), sampler, rest, admin):
             before = num_telemetry(server)
             reporter = client.get_telemetry()

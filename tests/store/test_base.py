@@ -7,7 +7,7 @@ from openrl.errors import InvalidRequest, NotFound, SessionEnded, Unauthorized
 from openrl.store.base import ApiKeyRow, Store, TenantRow
 from openrl.store.blobs import DirectoryBlobs
 from tests.store.expectations import refused_as, start_run
-from tests.store.rows_for_tests import ALICE, BOB, request, run, sampler, session
+from tests.store.rows_for_tests import ALICE, BOB, checkpoint, request, run, sampler, session
 
 
 # -- tenants and keys
@@ -170,6 +170,16 @@ async def test_a_closed_run_is_not_live_and_takes_no_more_requests(store: Store)
     assert await store.enqueue(request("r1", 1), b"retried") == queued
     assert (await store.enqueue(request("r2", 1, BOB), b"p")).state == "queued"
     await refused_as(store.close_run("r9"), NotFound)
+
+
+async def test_the_last_state_of_a_run_is_kept_by_the_first_close_alone(store: Store):
+    await start_run(store)
+    kept = checkpoint("expired-000007", key="checkpoints/r1/weights/expired-000007", created_at=20.0)
+    await store.close_run("r1", kept)
+    await store.close_run("r1", replace(kept, name="again"))
+    assert (await store.list_checkpoints(ALICE, 10, 0)).items == (kept,)
+    assert (await store.list_checkpoints(BOB, 10, 0)).items == ()
+    await refused_as(store.close_run("r9", kept), NotFound)
 
 
 async def test_a_snapshot_moves_only_forward(store: Store):

@@ -56,11 +56,12 @@ class RecordSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class MarkRunClosed:
-    """The run takes no more requests."""
+    """The run takes no more requests; all it did is in its snapshot, if it did anything."""
 
     run_id: str
     tenant_id: str
     session_id: str
+    snapshot_key: str | None
 
 
 Action = SendCommand | Finish | LoadRun | LoadSampler | RecordSnapshot | MarkRunClosed

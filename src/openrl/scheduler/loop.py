@@ -66,7 +66,7 @@ class Scheduler:
         self._is_stopped = False
         self._all_gone = asyncio.Event()
         self._session_ended = asyncio.Event()
-        self._writer = StoreWriter(store, blobs, clock, self._put)
+        self._writer = StoreWriter(store, blobs, clock, self._put, config.store.expired_run_retention_s)
         self._housekeeping = Housekeeping(store, blobs, config.gateway.session_timeout_s, self._put)
 
     async def run(self, workers: Sequence[Connection] = ()) -> None:

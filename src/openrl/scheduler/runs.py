@@ -198,7 +198,8 @@ class Runs:
         if run.unsaved_s:
             self._snapshot(run)
         elif run.unload is None:
-            self._fleet.act(MarkRunClosed(run.run_id, run.row.spec.tenant_id, run.row.session_id))
+            row = run.row
+            self._fleet.act(MarkRunClosed(run.run_id, row.spec.tenant_id, row.session_id, row.snapshot_key))
             self._forget(run)
 
     def _execute_done(self, slot: WorkerSlot, report: ExecuteDone) -> None:

@@ -11,8 +11,9 @@ from openrl.protocol.runs import SamplerSpec
 from openrl.scheduler.actions import Finish, LoadRun, LoadSampler, MarkRunClosed, RecordSnapshot
 from openrl.scheduler.events import RunLoaded, SamplerLoaded
 from openrl.scheduler.records import finished_request
-from openrl.store.base import Blobs, Store
+from openrl.store.base import Blobs, CheckpointRow, Store
 from openrl.store.doomed import free_doomed_objects
+from openrl.store.object_keys import read_snapshot_key
 
 StoreAction = Finish | LoadRun | LoadSampler | RecordSnapshot | MarkRunClosed
 Loaded = RunLoaded | SamplerLoaded
@@ -26,8 +27,14 @@ class StoreWriter:
     """Everything that came in since the last turn is written in the next: one `finish` for all of it."""
 
     def __init__(
-        self, store: Store, blobs: Blobs, clock: Callable[[], float], on_loaded: Callable[[Loaded], None]
+        self,
+        store: Store,
+        blobs: Blobs,
+        clock: Callable[[], float],
+        on_loaded: Callable[[Loaded], None],
+        expired_run_retention_s: float,
     ) -> None:
+        self._expired_run_retention_s = expired_run_retention_s
         self._store = store
         self._blobs = blobs
         self._clock = clock
@@ -49,16 +56,16 @@ class StoreWriter:
 
     async def run(self) -> None:
         """Write for ever."""
-        async with asyncio.TaskGroup() as loads:
+        async with asyncio.TaskGroup() as tasks:
             while True:
                 await self._wake.wait()
                 self._wake.clear()
                 actions, self._actions = self._actions, []
-                await self._write(actions, loads)
+                await self._write(actions, tasks)
                 if not self._actions:
                     self._idle.set()
 
-    async def _write(self, actions: Sequence[StoreAction], loads: asyncio.TaskGroup) -> None:
+    async def _write(self, actions: Sequence[StoreAction], tasks: asyncio.TaskGroup) -> None:
         """Finishes first: the other actions rely on those before them, and none on being before one."""
         await self._finish([action for action in actions if isinstance(action, Finish)])
         for action in actions:
@@ -66,13 +73,13 @@ class StoreWriter:
                 case Finish():
                     pass
                 case LoadRun(run_id):
-                    loads.create_task(self._load_run(run_id))
+                    tasks.create_task(self._load_run(run_id))
                 case LoadSampler():
-                    loads.create_task(self._load_sampler(action))
+                    tasks.create_task(self._load_sampler(action))
                 case RecordSnapshot():
                     await self._record_snapshot(action)
                 case MarkRunClosed():
-                    await self._close_run(action)
+                    tasks.create_task(self._close_run(action))
 
     async def _finish(self, finishes: Sequence[Finish]) -> None:
         if not finishes:
@@ -89,13 +96,30 @@ class StoreWriter:
             await delete_object(self._blobs, action.old_key)
 
     async def _close_run(self, action: MarkRunClosed) -> None:
-        await retried(lambda: self._store.close_run(action.run_id))
-        try:
-            session = await retried(lambda: self._store.get_session(action.tenant_id, action.session_id))
-        except NotFound:
-            return
+        session = await retried(lambda: self._store.get_session(action.tenant_id, action.session_id))
+        has_expired = session.state == "expired" and action.snapshot_key is not None
+        kept = await retried(lambda: self._keep(action)) if has_expired else None
+        await retried(lambda: self._store.close_run(action.run_id, kept))
         if session.state != "active":
             await drop_ephemeral_samplers(self._store, self._blobs, action.tenant_id, action.session_id)
+
+    async def _keep(self, action: MarkRunClosed) -> CheckpointRow:
+        """Copy the last snapshot of a run whose client has gone to where checkpoints are."""
+        assert action.snapshot_key is not None
+        _, seq_id = read_snapshot_key(action.snapshot_key)
+        name, now = f"expired-{seq_id:06d}", self._clock()
+        key = f"checkpoints/{action.run_id}/weights/{name}"
+        files = await asyncio.to_thread(self._blobs.get_object, action.snapshot_key)
+        return CheckpointRow(
+            run_id=action.run_id,
+            kind="weights",
+            name=name,
+            tenant_id=action.tenant_id,
+            key=key,
+            size_bytes=await asyncio.to_thread(self._blobs.put_object, key, files),
+            created_at=now,
+            expires_at=now + self._expired_run_retention_s,
+        )
 
     async def _load_run(self, run_id: str) -> None:
         try:

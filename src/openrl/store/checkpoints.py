@@ -6,7 +6,7 @@ from sqlalchemy import ColumnElement, Connection, and_, delete, func, or_, selec
 
 from openrl.protocol.paths import CheckpointPath
 from openrl.protocol.runs import CheckpointKind
-from openrl.store import audit, usage
+from openrl.store import audit, runs, usage
 from openrl.store.base import CheckpointRow, Page
 from openrl.store.ledger import AuditEntry
 from openrl.store.rows import one_row, plain_values, rows_of, select_rows
@@ -27,6 +27,14 @@ def put_checkpoint(connection: Connection, checkpoint: CheckpointRow, action: Li
     for key in replaced:
         doom_if_unused(connection, key)
     audit.record(connection, checkpoint.tenant_id, checkpoint_entry(checkpoint, action, checkpoint.created_at))
+
+
+def close_run(connection: Connection, run_id: str, kept: CheckpointRow | None) -> None:
+    """Take no more requests for a run, and keep its last state if it was open."""
+    is_first = not runs.any_run(connection, run_id).is_closed
+    runs.mark_closed(connection, run_id)
+    if kept is not None and is_first:
+        put_checkpoint(connection, kept)
 
 
 def is_name_free(connection: Connection, run_id: str, kind: CheckpointKind, name: str, now: float) -> bool:

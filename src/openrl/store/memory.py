@@ -116,9 +116,11 @@ class MemoryStore(MemoryTenants):
         live = [row for row in self._runs.values() if not row.is_closed]
         return tuple(sorted(live, key=lambda row: (row.created_at, row.spec.run_id)))
 
-    async def close_run(self, run_id: str) -> None:
+    async def close_run(self, run_id: str, kept: CheckpointRow | None = None) -> None:
         run = _found(self._runs.get(run_id), "training run", run_id)
         self._runs[run_id] = replace(run, is_closed=True)
+        if kept is not None and not run.is_closed:
+            self._put_checkpoint(kept, "save")
 
     async def record_snapshot(self, run_id: str, seq_id: int, key: str) -> None:
         run = _found(self._runs.get(run_id), "training run", run_id)
@@ -286,8 +288,7 @@ class MemoryStore(MemoryTenants):
         if not self._checkpoints.is_used(copy.key):
             raise NotFound.of("checkpoint", str(run.copied_from))
         _insert(self._runs, run.spec.run_id, run)
-        self._checkpoints.put(copy)
-        self._note_copied(copy)
+        self._put_checkpoint(copy, "copy")
         return copy
 
     async def doomed_objects(self, key: str | None = None) -> tuple[str, ...]:

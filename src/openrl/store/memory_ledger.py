@@ -150,8 +150,9 @@ class MemoryLedger:
     def _note_removed(self, row: CheckpointRow, now: float) -> None:
         self._past.append((row, now if row.expires_at is None else min(now, row.expires_at)))
 
-    def _note_copied(self, row: CheckpointRow) -> None:
-        self._record(row.tenant_id, checkpoint_entry(row, "copy", row.created_at))
+    def _put_checkpoint(self, row: CheckpointRow, action: Literal["save", "copy"]) -> None:
+        self._checkpoints.put(row)
+        self._record(row.tenant_id, checkpoint_entry(row, action, row.created_at))
 
     def _note_deleted(self, row: CheckpointRow, now: float) -> None:
         self._note_removed(row, now)

@@ -2,7 +2,6 @@
 
 from sqlalchemy import Connection, func, select, update
 
-from openrl.errors import NotFound
 from openrl.store.base import Page, RunRow
 from openrl.store.rows import first_row, one_row, rows_of, run_values, select_rows
 from openrl.store.schema import runs, sessions
@@ -59,11 +58,9 @@ def live_runs(connection: Connection) -> tuple[RunRow, ...]:
     return rows_of(connection, RunRow, query)
 
 
-def close_run(connection: Connection, run_id: str) -> None:
+def mark_closed(connection: Connection, run_id: str) -> None:
     """Take no more requests for a run."""
-    closed = connection.execute(update(runs).where(runs.c.run_id == run_id).values(is_closed=True))
-    if closed.rowcount == 0:
-        raise NotFound.of("training run", run_id)
+    connection.execute(update(runs).where(runs.c.run_id == run_id).values(is_closed=True))
 
 
 def record_snapshot(connection: Connection, run_id: str, seq_id: int, key: str) -> None:

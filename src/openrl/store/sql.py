@@ -139,8 +139,8 @@ class SqlStore:
     async def live_runs(self) -> tuple[RunRow, ...]:
         return await self._read(runs.live_runs)
 
-    async def close_run(self, run_id: str) -> None:
-        await self._change(runs.close_run, run_id)
+    async def close_run(self, run_id: str, kept: CheckpointRow | None = None) -> None:
+        await self._change(checkpoints.close_run, run_id, kept)
 
     async def record_snapshot(self, run_id: str, seq_id: int, key: str) -> None:
         await self._change(runs.record_snapshot, run_id, seq_id, key)

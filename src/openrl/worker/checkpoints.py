@@ -48,11 +48,10 @@ def _peft_files(run: RunSpec, state: RunState) -> dict[str, bytes]:
     return adapter_files(_adapter(run, state), run.base_model.partition(":")[0])
 
 
-def snapshot_files(state: RunState) -> dict[str, bytes]:
-    """The run's whole state, gradients of an unfinished step among it, bit for bit."""
+def snapshot_files(run: RunSpec, state: RunState) -> dict[str, bytes]:
+    """As `training_files`, with the gradients of an unfinished step: the run's whole state, bit for bit."""
     return {
-        WEIGHTS_FILE: _save(state.adapter),
-        OPTIMIZER_FILE: _save(state.optimizer),
+        **training_files(run, state),
         GRADIENTS_FILE: _save(state.gradients),
     }
 

@@ -100,7 +100,7 @@ class RunFiles:
 
         def write() -> Report:
             key = snapshot_key(run_id, seq_id)
-            self._blobs.put_object(key, snapshot_files(state))
+            self._blobs.put_object(key, snapshot_files(run.spec, state))
             return RunSnapshotted(run_id, seq_id, key)
 
         return write
