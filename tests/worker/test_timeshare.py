@@ -142,11 +142,13 @@ def test_training_never_holds_the_device_longer_than_the_bound(steps: list[float
 @settings(max_examples=60, deadline=None)
 @given(steps=TURNS, slices=TURNS, weight=st.floats(0.1, 10.0), lag_s=st.sampled_from([0.0, 1.0]))
 def test_time_is_divided_by_weight(steps: list[float], slices: list[float], weight: float, lag_s: float):
-    """At every moment training is at most the allowed lag and one turn behind its share, and never a slice ahead."""
+    """Training is at most the allowed lag and one turn behind its share and, once it is that late, never a slice ahead
+    of there."""
     share = TimeShare(math.inf, lag_s, {"a": weight})
     turns = play(share, 500, lambda i: steps[i % len(steps)], lambda i: slices[i % len(slices)])
     lead_s = used(turns, "training") - weight / (1 + weight) * sum(seconds for _, seconds in turns)
-    assert -lag_s - max(steps) - 1e-6 <= lead_s <= max(slices) - lag_s + 1e-6
+    assert lead_s >= -lag_s - max(steps) - 1e-6
+    assert lead_s <= max(slices) - lag_s + 1e-6 or not used(turns, "training")
 
 
 @settings(max_examples=60, deadline=None)
