@@ -102,6 +102,16 @@ def test_a_flood_delays_another_tenant_by_the_passes_already_sent_only():
     assert position == num_sent  # the next one sent
 
 
+def test_a_newcomer_gets_one_request_on_a_full_worker():
+    world = world_with_runs("flood", "b")
+    submit(world, "flood", *steps("forward_backward", 9), tokens=1000)
+    assert sent_ids(world) == [["flood/1"], ["flood/2"]]
+    submit(world, "b", (1, "forward_backward"), (2, "forward_backward"))
+    assert sent_ids(world)[2:] == [["b/1"]]
+    world.settle()
+    assert set(world.finished) >= {"flood/9", "b/2"}
+
+
 def test_a_flood_of_steps_without_tokens_does_not_starve_others():
     world = world_with_runs("flood", "b", max_pass_tokens=100)
     submit(world, "flood", *steps("optim_step", 299), tokens=0)

@@ -123,6 +123,22 @@ def test_optimizer_steps_of_many_runs_are_divided_and_all_reported(bench: Bench)
     assert np.allclose([bench.engine.weights[run_id] for run_id in run_ids], -0.5)
 
 
+def test_tenants_take_turns_and_a_run_keeps_its_order(bench: Bench):
+    alice, bob = "a:train:0", "b:train:0"
+    for run_id in (alice, bob):
+        bench.lane.push(open_run(run_id))
+    bench.drain(1.0)
+    alices = [bench.rig.forward_backward(i, alice, tenant_id="alice") for i in (1, 2, 3)]
+    shared = bench.rig.forward_backward(4, alice, tenant_id="carol")
+    bobs = [bench.rig.forward_backward(i, bob, tenant_id="bob") for i in (1, 2)]
+    for work_id, item in enumerate((*alices, shared, *bobs), 1):
+        bench.lane.push(execute(item, work_id=work_id))
+    bench.drain(1.0)
+    bench.rig.run()
+    done = [report.work_id for report in bench.rig.reports if isinstance(report, ExecuteDone)]
+    assert done == [1, 5, 2, 6, 3, 4]
+
+
 def test_a_lane_knows_whose_work_it_has(bench: Bench):
     assert not bench.lane.tenants()
     bench.lane.push(open_run())

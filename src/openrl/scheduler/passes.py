@@ -47,6 +47,21 @@ class Passes:
             (_, _, run_id), key = min(ready)
             slot.share.serve(_tenant_of(self._runs[run_id]))
             self._fleet.execute(slot, key[1], self._collect(slot, key))
+        self._fill_for_newcomers(slot)
+
+    def _fill_for_newcomers(self, slot: WorkerSlot) -> None:
+        """Tenants that have nothing on a full worker get one request there; the worker lets them go ahead of others."""
+        if slot.is_quarantined():
+            return
+        present = {item.request.tenant_id for items in slot.executing.values() for item in items}
+        for (_, kind), queue in list(slot.queues.items()):
+            for run in [self._runs[run_id] for run_id in queue.heads()]:
+                if _tenant_of(run) not in present:
+                    present.add(_tenant_of(run))
+                    self.withdraw(run)
+                    slot.share.serve(_tenant_of(run))
+                    self._fleet.execute(slot, kind, [self._take(slot, run)])
+                    self.refresh(run)
 
     def send_alone(self, slot: WorkerSlot, run_id: str) -> None:
         """Send a run's head as the only thing on an empty worker, if it is still suspect."""

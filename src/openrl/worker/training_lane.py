@@ -100,11 +100,25 @@ class TrainingLane:
         """One micro-batch, or one small command; of what can be divided, as much as should end within `max_s`."""
         self._turn_ends_at = self._clock() + max_s
         if self._current is None:
-            command = self._waiting.popleft()
+            command = self._next_command()
             self._current, self._current_tenants = self._run(command), _tenants_of(command)
         if isinstance(_next(self._current), Finished):
             self._current = None
             self._tenants.leave(self._current_tenants)
+
+    def _next_command(self) -> TrainingCommand:
+        """The first of a tenant that was not served last, so that tenants take turns; else the first.
+
+        A command never overtakes one that concerns a run of its own.
+        """
+        served, runs_before = set(self._current_tenants), set[str]()
+        for place, command in enumerate(self._waiting):
+            runs = _runs_of(command)
+            if not served.intersection(_tenants_of(command)) and runs_before.isdisjoint(runs):
+                del self._waiting[place]
+                return command
+            runs_before.update(runs)
+        return self._waiting.popleft()
 
     def _run(self, command: TrainingCommand) -> Steps:
         match command:
@@ -293,6 +307,18 @@ def _next(steps: Generator[Y, None, T]) -> Y | Finished[T]:
         return next(steps)
     except StopIteration as end:
         return Finished(end.value)
+
+
+def _runs_of(command: TrainingCommand) -> Collection[str]:
+    match command:
+        case Execute(_, _, items):
+            return {item.run_id for item in items}
+        case OpenRun(run):
+            return [run.run_id]
+        case CloseRun(run_id) | SnapshotRun(run_id):
+            return [run_id]
+        case _:
+            assert_never(command)
 
 
 def _tenants_of(command: TrainingCommand) -> Sequence[str]:
