@@ -79,6 +79,7 @@ def check(bench: Bench, plan: StepPlan, tenants: frozenset[str] | None = None) -
     """Every promise that holds for each plan."""
     blocks, running = bench.blocks, bench.batcher.running
     assert not plan.is_empty or tenants is not None, "work is waiting, so some of it is done"
+    assert bench.batcher.num_sequences == Counter(s.prompt.tenant for s in (*running, *bench.batcher.waiting))
     assert len({target for _, target in plan.copies}) == len(plan.copies)
     assert len(running) <= bench.max_sequences
     assert [s.order for s in running] == sorted(s.order for s in running)

@@ -65,6 +65,7 @@ class Batcher:
         self.adapters = adapters
         self.running: list[Sequence] = []  # in `order`
         self.waiting: deque[Sequence] = deque()  # in `order`
+        self.num_sequences: Counter[str] = Counter()  # running and waiting, by tenant
         self._max_sequences = max_sequences
         self._prefill_tokens = prefill_tokens
         self._kept: dict[int, Prompt] = {}  # by arrival: prompts whose blocks wait for samples to fork
@@ -72,12 +73,16 @@ class Batcher:
 
     def add(self, sequences: Iterable[Sequence]) -> None:
         """Queue the samples of one new request."""
-        self.waiting.extend(sequences)
+        for sequence in sequences:
+            self.waiting.append(sequence)
+            self.num_sequences[sequence.prompt.tenant] += 1
 
     def remove(self, prompt: Prompt) -> None:
         """Forget all sequences of a request and free their blocks."""
         for sequence in [s for s in self.running if s.prompt is prompt]:
             self.finish(sequence)
+        for sequence in [s for s in self.waiting if s.prompt is prompt]:
+            self._count_out(sequence)
         self.waiting = deque(s for s in self.waiting if s.prompt is not prompt)
         self._drop_kept(prompt)
 
@@ -85,6 +90,7 @@ class Batcher:
         """A running sequence ended: free its blocks."""
         self.running.remove(sequence)
         self._leave(sequence)
+        self._count_out(sequence)
 
     def keep_prompt(self, leader: Sequence, logits_V: Tensor) -> None:
         """The leader has computed the prompt: hold it for the samples that have not started."""
@@ -103,10 +109,6 @@ class Batcher:
         self.blocks.seal(
             sequence.prompt.cache_key, sequence.tokens, sequence.blocks, sequence.digests, sequence.num_computed
         )
-
-    def num_sequences(self) -> Counter[str]:
-        """Running and waiting sequences by tenant."""
-        return Counter(sequence.prompt.tenant for sequence in (*self.running, *self.waiting))
 
     def plan(self, tenants: frozenset[str] | None = None) -> StepPlan:
         """Choose this step's work; afterwards the chosen sequences hold the blocks and adapters they need.
@@ -167,12 +169,14 @@ class Batcher:
 
     def _by_share(self) -> list[Sequence]:
         """Running sequences in order: each tenant's first, then each one's second, and so on."""
+        if len(self.num_sequences) == 1:
+            return list(self.running)
         num_seen: Counter[str] = Counter()
         ranks: dict[Sequence, int] = {}
         for sequence in self.running:
             ranks[sequence] = num_seen[sequence.prompt.tenant]
             num_seen[sequence.prompt.tenant] += 1
-        return sorted(self.running, key=ranks.__getitem__) if len(num_seen) > 1 else list(self.running)
+        return sorted(self.running, key=ranks.__getitem__)
 
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
@@ -182,6 +186,12 @@ class Batcher:
             sequence.prompt.num_unstarted += 1
         place = next((i for i, other in enumerate(self.waiting) if other.order > sequence.order), len(self.waiting))
         self.waiting.insert(place, sequence)
+
+    def _count_out(self, sequence: Sequence) -> None:
+        tenant = sequence.prompt.tenant
+        self.num_sequences[tenant] -= 1
+        if not self.num_sequences[tenant]:
+            del self.num_sequences[tenant]
 
     def _leave(self, sequence: Sequence) -> None:
         prompt = sequence.prompt
@@ -220,6 +230,8 @@ class Batcher:
         """Whether there is a place, or a tenant waits that could be given another's."""
         if len(self.running) < self._max_sequences:
             return True
+        if len(self.num_sequences) == 1:
+            return False
         most = max(num_running.values(), default=0)
         return any(most > num_running[sequence.prompt.tenant] + 1 for sequence in self.waiting)
 

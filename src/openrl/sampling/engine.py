@@ -117,7 +117,7 @@ class PagedSamplingEngine:
     @torch.inference_mode()
     def step(self) -> Sequence[FinishedSample]:
         started = self._clock()
-        tenants = self._turns.choose(self._batcher.num_sequences())
+        tenants = self._turns.choose(self._batcher.num_sequences)
         plan = self._batcher.plan(tenants)
         if plan.is_empty:  # those whose turn it is find no room
             tenants = None
