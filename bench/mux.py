@@ -27,7 +27,7 @@ import torch
 from tinker import types
 
 from bench.custom_loss import start
-from bench.random_models import SHAPES, save_random_model
+from bench.random_models import NAMES, save_random_model
 
 REWARD_S = (1.0, 3.0)
 _BUSY = re.compile(r'^\w*worker_busy_seconds\{[^}]*side="(train|sample)"[^}]*\} (\S+)$', re.MULTILINE)
@@ -125,7 +125,7 @@ async def measure(url: str, key: str, shape: Shape, num_jobs: int, warm_up_s: fl
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="print only the result line")
-    parser.add_argument("--model", choices=list(SHAPES), default="qwen3-4b")
+    parser.add_argument("--model", choices=NAMES, default="qwen3-4b")
     parser.add_argument("--seconds", type=float, default=120.0)
     parser.add_argument("--warm-up", type=float, default=30.0)
     parser.add_argument("--jobs", type=int, nargs="+", default=[1, 2, 3, 6])
