@@ -2,17 +2,17 @@
 
     python -m bench.fairness --json [--rounds 15] [--model NAME]
 
-A tenant samples, then trains, one request after another: first alone, then while another tenant keeps hundreds of long
-requests of the same kind in flight. The required ratio of the medians is 2. Without --model a tiny random Llama is
-served: its steps are so short that what a request costs anyway weighs most.
+A tenant samples, then trains, one request after another: first alone, then while the process of another tenant keeps
+hundreds of long requests of the same kind in flight. The required ratio of the medians is 2. Without --model a tiny
+random Llama is served: its steps are so short that what a request costs anyway weighs most.
 """
 
 import argparse
 import json
+import multiprocessing
 import os
 import statistics
 import tempfile
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -35,7 +35,7 @@ FLOOD_STEPS = 20
 DATUMS = 16
 SHORT = types.SamplingParams(max_tokens=16, stop=[], seed=1)
 LONG = types.SamplingParams(max_tokens=200, stop=[])
-SETTLE_S = 2.0
+SETTLE_S = 10.0
 
 
 def main() -> None:
@@ -59,68 +59,65 @@ def main() -> None:
 
 def measure(live: LiveServer, rounds: int) -> dict[str, Any]:
     """Both kinds of work in turn."""
-    alice = tinker.ServiceClient(base_url=live.url, api_key=live.key)
-    bob = tinker.ServiceClient(base_url=live.url, api_key=live.other_key)
-    kinds = {"sampling": compare_sampling(alice, bob, rounds), "training": compare_training(alice, bob, rounds)}
+    service = tinker.ServiceClient(base_url=live.url, api_key=live.other_key)
+    sampler = service.create_sampling_client(base_model=NAME).result()
+    run = service.create_lora_training_client(NAME, rank=8).result()
+    data = batch(DATUMS)
+
+    def sample() -> None:
+        sampler.sample(prompt_of(TEXT), 1, SHORT).result()
+
+    def step() -> None:
+        for future in (run.forward_backward(data, "cross_entropy"), run.optim_step(STEP)):
+            future.result()
+
+    kinds = {
+        "sampling": compare(live, sample, flood_with_samples, rounds),
+        "training": compare(live, step, flood_with_steps, rounds),
+    }
     worst = max(kind["ratio"] for kind in kinds.values())
     return {"value": worst, "unit": "median latency in a flood / alone", "required": REQUIRED_RATIO, **kinds}
 
 
-def compare_sampling(alice: tinker.ServiceClient, bob: tinker.ServiceClient, rounds: int) -> dict[str, float]:
-    """One short sample at a time against FLOOD_SAMPLES requests of four long ones."""
-    flooding, single = (each.create_sampling_client(base_model=NAME).result() for each in (alice, bob))
-
-    def action() -> None:
-        single.sample(prompt_of(TEXT), 1, SHORT).result()
-
-    def flood() -> Sequence[Any]:
-        return [flooding.sample(prompt_of(TEXT), 4, LONG)]
-
-    return compare(action, flood, FLOOD_SAMPLES, rounds)
+def flood_with_samples(service: tinker.ServiceClient) -> tuple[Callable[[], Sequence[Any]], int]:
+    """Requests of four long samples, FLOOD_SAMPLES of them in flight."""
+    sampler = service.create_sampling_client(base_model=NAME).result()
+    return lambda: [sampler.sample(prompt_of(TEXT), 4, LONG)], FLOOD_SAMPLES
 
 
-def compare_training(alice: tinker.ServiceClient, bob: tinker.ServiceClient, rounds: int) -> dict[str, float]:
-    """One step (gradient and update) at a time against FLOOD_RUNS runs with FLOOD_STEPS such steps queued each."""
+def flood_with_steps(service: tinker.ServiceClient) -> tuple[Callable[[], Sequence[Any]], int]:
+    """FLOOD_RUNS runs with FLOOD_STEPS steps (gradient and update) in flight each."""
     data = batch(DATUMS)
-    runs = [alice.create_lora_training_client(NAME, rank=8).result() for _ in range(FLOOD_RUNS)]
-    single = bob.create_lora_training_client(NAME, rank=8).result()
+    runs = [service.create_lora_training_client(NAME, rank=8).result() for _ in range(FLOOD_RUNS)]
 
-    def step(run: tinker.TrainingClient) -> list[Any]:
-        return [run.forward_backward(data, "cross_entropy"), run.optim_step(STEP)]
+    def turn() -> Sequence[Any]:
+        return [each for run in runs for each in (run.forward_backward(data, "cross_entropy"), run.optim_step(STEP))]
 
-    def action() -> None:
-        for future in step(single):
+    return turn, FLOOD_STEPS
+
+
+Flood = Callable[[tinker.ServiceClient], tuple[Callable[[], Sequence[Any]], int]]
+
+
+def keep_flooding(url: str, key: str, flood: Flood) -> None:
+    """A process of its own, as a tenant on another machine has; until it is ended."""
+    turn, depth = flood(tinker.ServiceClient(base_url=url, api_key=key))
+    turns = deque(turn() for _ in range(depth))
+    while True:
+        for future in turns.popleft():
             future.result()
-
-    def flood() -> Sequence[Any]:
-        return [future for run in runs for future in step(run)]
-
-    return compare(action, flood, FLOOD_STEPS, rounds)
+        turns.append(turn())
 
 
-def compare(
-    action: Callable[[], None], flood: Callable[[], Sequence[Any]], depth: int, rounds: int
-) -> dict[str, float]:
-    """Medians of the action alone, and while `depth` turns of the flood are in flight all the time."""
+def compare(live: LiveServer, action: Callable[[], None], flood: Flood, rounds: int) -> dict[str, float]:
+    """Medians of the action alone, and beside the flood."""
     alone_s = median_s(action, rounds)
-    is_over = threading.Event()
-
-    def keep_flooding() -> None:
-        turns = deque(flood() for _ in range(depth))
-        while not is_over.is_set():
-            for future in turns.popleft():
-                future.result()
-            turns.append(flood())
-        for turn in turns:
-            for future in turn:
-                future.future().cancel()
-
-    thread = threading.Thread(target=keep_flooding)
-    thread.start()
+    process = multiprocessing.get_context("spawn").Process(target=keep_flooding, args=(live.url, live.key, flood))
+    process.start()
     time.sleep(SETTLE_S)
     flooded_s = median_s(action, rounds)
-    is_over.set()
-    thread.join()
+    process.kill()
+    process.join()
     return {
         "alone_ms": round(alone_s * 1e3, 1),
         "flooded_ms": round(flooded_s * 1e3, 1),
