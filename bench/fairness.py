@@ -48,35 +48,45 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="openrl-bench-") as directory:
         root = Path(directory)
         model = find_model(options.model).path if options.model else save_tiny_model(root / "tiny")
-        live = start_server(model, root / "data", name=NAME)
-        try:
-            result = measure(live, options.rounds)
-        finally:
-            live.process.kill()
-            live.process.wait()
+        kinds = {kind: measure(kind, model, root / kind, options.rounds) for kind in ("sampling", "training")}
+    worst = max(each["ratio"] for each in kinds.values())
+    result = {"value": worst, "unit": "median latency in a flood / alone", "required": REQUIRED_RATIO, **kinds}
     print(json.dumps({"benchmark": "fairness", "model": options.model or "tiny", **result, "cores": os.cpu_count()}))
 
 
-def measure(live: LiveServer, rounds: int) -> dict[str, Any]:
-    """Both kinds of work in turn."""
-    service = tinker.ServiceClient(base_url=live.url, api_key=live.other_key)
+def measure(kind: str, model: Path, data_dir: Path, rounds: int) -> dict[str, float]:
+    """One kind of work on a server of its own: nothing of another flood is left there."""
+    live = start_server(model, data_dir, name=NAME)
+    try:
+        service = tinker.ServiceClient(base_url=live.url, api_key=live.other_key)
+        if kind == "sampling":
+            return compare(live, sampling(service), flood_with_samples, rounds)
+        return compare(live, training(service), flood_with_steps, rounds)
+    finally:
+        live.process.kill()
+        live.process.wait()
+
+
+def sampling(service: tinker.ServiceClient) -> Callable[[], None]:
+    """One short sample."""
     sampler = service.create_sampling_client(base_model=NAME).result()
-    run = service.create_lora_training_client(NAME, rank=8).result()
-    data = batch(DATUMS)
 
     def sample() -> None:
         sampler.sample(prompt_of(TEXT), 1, SHORT).result()
+
+    return sample
+
+
+def training(service: tinker.ServiceClient) -> Callable[[], None]:
+    """One step: a gradient and an update."""
+    run = service.create_lora_training_client(NAME, rank=8).result()
+    data = batch(DATUMS)
 
     def step() -> None:
         for future in (run.forward_backward(data, "cross_entropy"), run.optim_step(STEP)):
             future.result()
 
-    kinds = {
-        "sampling": compare(live, sample, flood_with_samples, rounds),
-        "training": compare(live, step, flood_with_steps, rounds),
-    }
-    worst = max(kind["ratio"] for kind in kinds.values())
-    return {"value": worst, "unit": "median latency in a flood / alone", "required": REQUIRED_RATIO, **kinds}
+    return step
 
 
 def flood_with_samples(service: tinker.ServiceClient) -> tuple[Callable[[], Sequence[Any]], int]:

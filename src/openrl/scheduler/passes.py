@@ -50,18 +50,24 @@ class Passes:
         self._fill_for_newcomers(slot)
 
     def _fill_for_newcomers(self, slot: WorkerSlot) -> None:
-        """Tenants that have nothing on a full worker get one request there; the worker lets them go ahead of others."""
-        if slot.is_quarantined():
-            return
-        present = {item.request.tenant_id for items in slot.executing.values() for item in items}
-        for (_, kind), queue in list(slot.queues.items()):
-            for run in [self._runs[run_id] for run_id in queue.heads()]:
-                if _tenant_of(run) not in present:
-                    present.add(_tenant_of(run))
-                    self.withdraw(run)
-                    slot.share.serve(_tenant_of(run))
-                    self._fleet.execute(slot, kind, [self._take(slot, run)])
-                    self.refresh(run)
+        """A full worker gets one request more of the fairest next tenant if it has nothing there: it goes ahead there.
+
+        Of nobody else, so that the shares of tenants who always have work hold.
+        """
+        while not slot.is_quarantined():
+            heads = [(queue.peek(), key) for key, queue in slot.queues.items()]
+            ready = [(head, key) for head, key in heads if head is not None]
+            present = {item.request.tenant_id for items in slot.executing.values() for item in items}
+            if not ready:
+                return
+            (_, _, run_id), (_, kind) = min(ready)
+            run = self._runs[run_id]
+            if _tenant_of(run) in present:
+                return
+            self.withdraw(run)
+            slot.share.serve(_tenant_of(run))
+            self._fleet.execute(slot, kind, [self._take(slot, run)])
+            self.refresh(run)
 
     def send_alone(self, slot: WorkerSlot, run_id: str) -> None:
         """Send a run's head as the only thing on an empty worker, if it is still suspect."""
