@@ -40,11 +40,10 @@ class Passes:
     def fill(self, slot: WorkerSlot) -> None:
         """Send passes until the worker has enough or nothing is ready."""
         while not slot.is_quarantined() and len(slot.executing) < MAX_EXECUTES:
-            heads = [(queue.peek(), key) for key, queue in slot.queues.items()]
-            ready = [(head, key) for head, key in heads if head is not None]
-            if not ready:
+            fairest = _fairest(slot)
+            if fairest is None:
                 return
-            (_, _, run_id), key = min(ready)
+            run_id, key = fairest
             slot.share.serve(_tenant_of(self._runs[run_id]))
             self._fleet.execute(slot, key[1], self._collect(slot, key))
         self._fill_for_newcomers(slot)
@@ -55,15 +54,11 @@ class Passes:
         Of nobody else, so that the shares of tenants who always have work hold.
         """
         while not slot.is_quarantined():
-            heads = [(queue.peek(), key) for key, queue in slot.queues.items()]
-            ready = [(head, key) for head, key in heads if head is not None]
+            fairest = _fairest(slot)
             present = {item.request.tenant_id for items in slot.executing.values() for item in items}
-            if not ready:
+            if fairest is None or _tenant_of(self._runs[fairest[0]]) in present:
                 return
-            (_, _, run_id), (_, kind) = min(ready)
-            run = self._runs[run_id]
-            if _tenant_of(run) in present:
-                return
+            run, (_, kind) = self._runs[fairest[0]], fairest[1]
             self.withdraw(run)
             slot.share.serve(_tenant_of(run))
             self._fleet.execute(slot, kind, [self._take(slot, run)])
@@ -116,6 +111,16 @@ class Passes:
         request, is_replay = run.send_head()
         slot.share.charge(_tenant_of(run), request.num_tokens)
         return SentItem(run.run_id, request, is_replay)
+
+
+def _fairest(slot: WorkerSlot) -> tuple[str, tuple[str, TrainingKind]] | None:
+    """The run that goes next on a worker, and the queue it is in."""
+    heads = [(queue.peek(), key) for key, queue in slot.queues.items()]
+    ready = [(head, key) for head, key in heads if head is not None]
+    if not ready:
+        return None
+    (_, _, run_id), key = min(ready)
+    return run_id, key
 
 
 def _worker_of(run: RunQueue) -> str:
