@@ -60,4 +60,4 @@ def bob_http(server: GatewayServer) -> Iterator[httpx.Client]:
 
 
 def _client(server: GatewayServer, tenant: str) -> httpx.Client:
-    return httpx.Client(base_url=f"{server.url}/api/v1", headers={"X-API-Key": KEYS[tenant]}, timeout=10)
+    return httpx.Client(base_url=f"{server.url}/api/v1", headers={"X-API-Key": KEYS[tenant]}, timeout=60)
