@@ -4,6 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=.venv
 torch_version=2.13.0
+triton_version=3.6.0
 
 find_python() {
     for candidate in "${PYTHON:-}" python3.12 python3.11 python3; do
@@ -27,6 +28,8 @@ install_torch() {
         # A CPU build from the configured sources, or from the PyTorch index; never the CUDA build.
         "$venv/bin/pip" install -q "torch==$torch_version+cpu" 2>/dev/null ||
             "$venv/bin/pip" install -q "torch==$torch_version+cpu" --extra-index-url https://download.pytorch.org/whl/cpu
+        # A CPU build of torch comes without Triton; its interpreter runs the GPU kernels' tests.
+        "$venv/bin/pip" install -q "triton==$triton_version" 2> >(grep -v "is ignored: it is neither" >&2 || true)
     fi
 }
 
