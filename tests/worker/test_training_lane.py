@@ -16,6 +16,7 @@ from openrl.worker.open_runs import OpenRuns
 from openrl.worker.payloads import PayloadReader
 from openrl.worker.run_files import RunFiles
 from openrl.worker.training_lane import TrainingLane
+from openrl.worker.training_turns import TrainingTurns
 from tests.worker.fake_engines import FakeTrainingEngine
 from tests.worker.rig import Rig, execute, open_run
 
@@ -82,7 +83,14 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     files = RunFiles(rig.blobs, payloads, runs, lambda: 0.0)
     deliverers = rig.deliverers
     lane = TrainingLane(
-        runs, files, payloads, deliverers.results, deliverers.saves, rig.reports.append, lambda: clock.now
+        runs,
+        files,
+        payloads,
+        deliverers.results,
+        deliverers.saves,
+        rig.reports.append,
+        lambda: clock.now,
+        TrainingTurns(),
     )
     yield Bench(rig, clock, engine, lane)
     rig.blobs.close()
