@@ -110,13 +110,13 @@ class TrainingLane:
         self._turn_ends_at = started + min(max_s, self._turns.max_turn_s(started))
         self._num_turns += 1
         work = self._current = self._turns.choose(self._candidates(), self._pass)
-        work.touched = self._num_turns
         if work.steps is None:
             work.steps, work.started_at = self._run(work), started
         has_ended = isinstance(_next(work.steps), Finished)
         now = self._clock()
         self._current = None
-        self._pass = work if work.is_pass else self._pass
+        if work.is_pass:
+            self._pass, work.touched = work, self._num_turns
         self._turns.charge(work.parts, now - started)
         if has_ended:
             self._end(work, now)

@@ -14,7 +14,7 @@ SERVER = ""
 
 @dataclass(slots=True, eq=False)
 class TrainingWork:
-    """`touched`: the number of the turn that it had last, or in which it came."""
+    """`touched`: the number of the turn in which it came; of a pass under way, of the turn that it had last."""
 
     command: TrainingCommand
     touched: int
