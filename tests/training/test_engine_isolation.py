@@ -209,9 +209,9 @@ def test_passes_under_way_at_once_have_the_same_bits_with_one_slot_for_all(model
     engine = engine_of(model, tmp_path / "one", resident_runs=1, host_bytes=0)
     for spec in SPECS:
         engine.open_run(spec, None)
+    results: dict[str, JobResult] = {}
     for _ in range(2):
         passes = {job.run_id: engine.forward_backward([job]) for job in JOBS[:3]}
-        results: dict[str, JobResult] = {}
         while passes:
             for run_id, each in list(passes.items()):
                 try:
@@ -226,7 +226,7 @@ def test_passes_under_way_at_once_have_the_same_bits_with_one_slot_for_all(model
                 step(engine, spec.run_id)
     for spec, job in zip(SPECS[:3], JOBS[:3], strict=True):
         result, state = alone(model, tmp_path / spec.run_id, spec, job)
-        assert same_outputs(results[spec.run_id], result)
+        assert same_outputs(results[spec.run_id], result)  # pyright: ignore[reportArgumentType]
         assert same_state(engine.export_run(spec.run_id), state)
 
 
