@@ -47,6 +47,7 @@ from openrl.worker.run_files import RunFiles
 from openrl.worker.sampling_lane import SamplingLane
 from openrl.worker.timeshare import MAX_SLICE_S, MAX_TRAINING_LAG_S, TimeShare
 from openrl.worker.training_lane import TrainingLane
+from openrl.worker.training_turns import TrainingTurns
 
 REQUEST_S = 0.005
 """From a client's call to the scheduler, and from a stored result to the client; see bench.api."""
@@ -230,7 +231,8 @@ class VirtualServer:
         def report(message: Report) -> None:
             self._report(self.clock.now, message)
 
-        training = TrainingLane(runs, VirtualFiles(runs), payloads, results, saves, report, now)
+        turns = TrainingTurns(settings.tenant_shares)
+        training = TrainingLane(runs, VirtualFiles(runs), payloads, results, saves, report, now, turns)
         sampling = SamplingLane(engines, payloads, results, now)
         share = TimeShare(settings.max_slice_s, settings.max_training_lag_s, settings.tenant_shares)
         return Executor(self._inbox, training, sampling, runs, now, share)

@@ -3,7 +3,7 @@
 import tinker
 from tinker import types
 
-from tests.contracts.loops import TEXT, new_run, prompt_of, sample, train
+from tests.contracts.loops import STEP, TEXT, batch, new_run, prompt_of, sample, train
 
 
 # 31
@@ -23,3 +23,18 @@ def test_a_tenant_is_served_while_another_floods_the_server(alice: tinker.Servic
     finally:
         for future in futures:
             future.future().cancel()
+
+
+# 31
+def test_a_step_does_not_wait_for_the_passes_of_another_tenant(alice: tinker.ServiceClient, bob: tinker.ServiceClient):
+    flooding, run = new_run(alice), new_run(bob)
+    train(run, 1)
+    data = batch(400)
+    futures = [flooding.forward_backward(data, "cross_entropy") for _ in range(6)]
+    for i in range(3):
+        train(run, 1, first=i)
+    # Steps that wait for the pass under way, once for the gradient and once for the update, see four or more end.
+    assert sum(future.future().done() for future in futures) <= 3
+    for future in futures:
+        future.result()
+    flooding.optim_step(STEP).result()

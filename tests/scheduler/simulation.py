@@ -276,7 +276,7 @@ class World:
         if isinstance(command, Execute):
             self.passes.append(command)
             worker.unreported += 1
-            assert worker.unreported <= 2 + len({row.tenant_id for row in self.rows.values()})  # one for each newcomer
+            assert worker.unreported <= 2 * len({row.tenant_id for row in self.rows.values()})  # two of each tenant
             self._check_pass(worker, command)
 
     def _check_pass(self, worker: SimWorker, command: Execute) -> None:

@@ -112,6 +112,15 @@ def test_a_newcomer_gets_one_request_on_a_full_worker():
     assert set(world.finished) >= {"flood/9", "b/2"}
 
 
+def test_a_newcomers_step_follows_its_gradient_at_once():
+    world = world_with_runs("flood", "b")
+    submit(world, "flood", *steps("forward_backward", 9), tokens=1000)
+    submit(world, "b", (1, "forward_backward"), (2, "optim_step"), (3, "forward_backward"))
+    assert sent_ids(world)[2:] == [["b/1"], ["b/2"]]
+    world.settle()
+    assert set(world.finished) >= {"flood/9", "b/3"}
+
+
 def test_a_flood_of_steps_without_tokens_does_not_starve_others():
     world = world_with_runs("flood", "b", max_pass_tokens=100)
     submit(world, "flood", *steps("optim_step", 299), tokens=0)

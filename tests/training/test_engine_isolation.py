@@ -205,6 +205,31 @@ def test_more_runs_than_slots_give_the_same_bits(model: BaseModel, tmp_path: Pat
         assert same_state(many.export_run(spec.run_id), few.export_run(spec.run_id))
 
 
+def test_passes_under_way_at_once_have_the_same_bits_with_one_slot_for_all(model: BaseModel, tmp_path: Path):
+    engine = engine_of(model, tmp_path / "one", resident_runs=1, host_bytes=0)
+    for spec in SPECS:
+        engine.open_run(spec, None)
+    results: dict[str, JobResult] = {}
+    for _ in range(2):
+        passes = {job.run_id: engine.forward_backward([job]) for job in JOBS[:3]}
+        while passes:
+            for run_id, each in list(passes.items()):
+                try:
+                    next(each)
+                except StopIteration as end:
+                    results[run_id] = end.value[0]
+                    del passes[run_id]
+            run_jobs(engine, JOBS[3])
+            step(engine, "d")
+        if not engine.export_run("a").optimizer["num_steps"]:
+            for spec in SPECS[:3]:
+                step(engine, spec.run_id)
+    for spec, job in zip(SPECS[:3], JOBS[:3], strict=True):
+        result, state = alone(model, tmp_path / spec.run_id, spec, job)
+        assert same_outputs(results[spec.run_id], result)  # pyright: ignore[reportArgumentType]
+        assert same_state(engine.export_run(spec.run_id), state)
+
+
 def test_a_slot_used_again_starts_clean(model: BaseModel, tmp_path: Path):
     engine = engine_of(model, tmp_path, resident_runs=1)
     engine.open_run(SPECS[1], None)

@@ -1,91 +1,21 @@
 """How a lane divides a pass into turns of the length it is given."""
 
-from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from openrl.errors import RequestFailed
-from openrl.protocol.datum import ForwardBackwardInput
-from openrl.protocol.results import ForwardBackwardResult
 from openrl.rpc.messages import ExecuteDone
-from openrl.training.base import OptimStep
-from openrl.worker.open_runs import OpenRuns
-from openrl.worker.payloads import PayloadReader
-from openrl.worker.run_files import RunFiles
-from openrl.worker.training_lane import TrainingLane
-from tests.worker.fake_engines import FakeTrainingEngine
-from tests.worker.rig import Rig, execute, open_run
-
-TOKEN_S = 50e-6
-STEP_S = 0.02
-
-
-@dataclass
-class Clock:
-    now: float = 0.0
-
-
-class TimedTrainingEngine(FakeTrainingEngine):
-    """Takes TOKEN_S for every row, and STEP_S for an optimizer step."""
-
-    def __init__(self, clock: Clock) -> None:
-        super().__init__()
-        self.clock = clock
-        self.sizes: list[int] = []
-
-    def forward_backward(
-        self, jobs: Sequence[ForwardBackwardInput], max_rows: Callable[[], int] | None = None
-    ) -> Generator[int, None, list[ForwardBackwardResult | RequestFailed]]:
-        assert max_rows is not None
-        left = sum(datum.num_tokens for job in jobs for datum in job.data)
-        while left:
-            rows = min(max_rows(), left)
-            left -= rows
-            self.sizes.append(rows)
-            self.clock.now += rows * TOKEN_S
-            yield rows
-        return [self._finish(job) for job in jobs]
-
-    def optim_step(self, steps: Sequence[OptimStep]) -> list[dict[str, float] | RequestFailed]:
-        self.sizes.append(len(steps))
-        self.clock.now += len(steps) * STEP_S
-        return super().optim_step(steps)
-
-
-@dataclass
-class Bench:
-    rig: Rig
-    clock: Clock
-    engine: TimedTrainingEngine
-    lane: TrainingLane
-
-    def drain(self, max_s: float) -> list[float]:
-        """Seconds of each turn until the lane has nothing left."""
-        turns: list[float] = []
-        while self.lane.tenants():
-            before = self.clock.now
-            self.lane.advance(max_s)
-            turns.append(self.clock.now - before)
-        return turns
+from tests.worker.lane_bench import STEP_S, Bench, create_bench
+from tests.worker.rig import execute, open_run
 
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Iterator[Bench]:
-    rig, clock = Rig(tmp_path), Clock()
-    engine = TimedTrainingEngine(clock)
-    rig.training = engine
-    engines = rig.engines(max_pass_tokens=8192)
-    payloads, runs = PayloadReader(rig.blobs), OpenRuns(engines)
-    files = RunFiles(rig.blobs, payloads, runs, lambda: 0.0)
-    deliverers = rig.deliverers
-    lane = TrainingLane(
-        runs, files, payloads, deliverers.results, deliverers.saves, rig.reports.append, lambda: clock.now
-    )
-    yield Bench(rig, clock, engine, lane)
-    rig.blobs.close()
+    bench = create_bench(tmp_path)
+    yield bench
+    bench.rig.blobs.close()
 
 
 def test_a_pass_is_divided_into_turns_that_fit_once_it_has_been_measured(bench: Bench):

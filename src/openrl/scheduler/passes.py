@@ -51,14 +51,17 @@ class Passes:
     def _fill_for_newcomers(self, slot: WorkerSlot) -> None:
         """A full worker gets one request more of the fairest next tenant if it has nothing there: it goes ahead there.
 
-        Of nobody else, so that the shares of tenants who always have work hold.
+        And what comes after a gradient, so that the tenant does not wait twice. Of nobody else, so that the shares of
+        tenants who always have work hold.
         """
         while not slot.is_quarantined():
             fairest = _fairest(slot)
-            present = {item.request.tenant_id for items in slot.executing.values() for item in items}
-            if fairest is None or _tenant_of(self._runs[fairest[0]]) in present:
+            if fairest is None:
                 return
             run, (_, kind) = self._runs[fairest[0]], fairest[1]
+            num_there = _num_executes_of(slot, _tenant_of(run))
+            if num_there >= (1 if kind in RIDING_KINDS else MAX_EXECUTES):
+                return
             self.withdraw(run)
             slot.share.serve(_tenant_of(run))
             self._fleet.execute(slot, kind, [self._take(slot, run)])
@@ -121,6 +124,11 @@ def _fairest(slot: WorkerSlot) -> tuple[str, tuple[str, TrainingKind]] | None:
         return None
     (_, _, run_id), key = min(ready)
     return run_id, key
+
+
+def _num_executes_of(slot: WorkerSlot, tenant_id: str) -> int:
+    """Executes on a worker that hold something of the tenant's."""
+    return sum(any(item.request.tenant_id == tenant_id for item in items) for items in slot.executing.values())
 
 
 def _worker_of(run: RunQueue) -> str:

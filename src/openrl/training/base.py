@@ -2,6 +2,7 @@
 
 An engine is used from one thread. `forward_backward` is a generator: it yields between
 micro-batches so that the worker can give the device to sampling, and returns the results.
+Meanwhile everything may be done with runs that are not in the pass, also another pass.
 """
 
 from collections.abc import Callable, Generator, Sequence

@@ -3,10 +3,11 @@
 A job's numbers do not depend on what else is in the pass: rows are independent of each other, losses are
 formed datum by datum and gradients group by group (see prefix_groups; on CUDA, unless asked, job by job),
 gradients add up in datum order in the job's own staging area, and that is added to the run's pending gradients
-once, when the whole job has succeeded.
+once, when the whole job has succeeded. Between two micro-batches a pass holds no adapter slot, so that others can
+be under way beside it.
 """
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
 import torch
@@ -80,12 +81,10 @@ class PackedTrainingEngine(TrainingEngine):
         results: dict[int, JobResult] = {}
         for wave in self._waves(jobs):
             opened = self._open_jobs(jobs, wave, results)
-            run_ids = [job.input.run_id for job in opened.values()]
-            with self._residency.on_device(run_ids) as slots:
-                yield from self._run_wave(list(opened.values()), slots, budget)
-                for index, job in opened.items():
-                    self._commit(job)
-                    results[index] = job.result()
+            yield from self._run_wave(list(opened.values()), budget)
+            for index, job in opened.items():
+                self._commit(job)
+                results[index] = job.result()
         return [results[index] for index in range(len(jobs))]
 
     def _step(self, step: OptimStep) -> dict[str, float] | RequestFailed:
@@ -129,19 +128,15 @@ class PackedTrainingEngine(TrainingEngine):
                 results[index] = job
         return opened
 
-    def _run_wave(
-        self, jobs: Sequence[Job], slots: Mapping[str, int], budget: Callable[[], int]
-    ) -> Generator[int, None, None]:
+    def _run_wave(self, jobs: Sequence[Job], budget: Callable[[], int]) -> Generator[int, None, None]:
         """Compute every datum of the jobs; from the start again, with less at once, where memory runs out.
 
         The pass that ran out may have staged a part of its gradients.
         """
-        while not (yield from self._try_wave(jobs, slots, budget)):
+        while not (yield from self._try_wave(jobs, budget)):
             pass
 
-    def _try_wave(
-        self, jobs: Sequence[Job], slots: Mapping[str, int], budget: Callable[[], int]
-    ) -> Generator[int, None, bool]:
+    def _try_wave(self, jobs: Sequence[Job], budget: Callable[[], int]) -> Generator[int, None, bool]:
         """Micro-batch by micro-batch; False where memory ran out and the plan has become smaller."""
         for job in jobs:
             if job.error is None and not job.input.is_forward_only:
@@ -152,26 +147,29 @@ class PackedTrainingEngine(TrainingEngine):
         for places in pack(lengths, lambda: int(min(budget(), self._plan.max_rows))):
             live = [place for place in places if jobs[place.job].error is None]
             num_rows = sum(lengths[place.job][place.group] for place in live)
-            if live and not self._has_room(jobs, live, slots, num_rows):
+            if live and not self._has_room(jobs, live, num_rows):
                 if self._plan.shrink(num_rows, len(live)):
                     return False
                 _fail_for_memory(jobs[live[0].job], live[0], num_rows)
             yield num_rows
         return True
 
-    def _has_room(self, jobs: Sequence[Job], places: Sequence[Place], slots: Mapping[str, int], num_rows: int) -> bool:
+    def _has_room(self, jobs: Sequence[Job], places: Sequence[Place], num_rows: int) -> bool:
         """Run one micro-batch; False where memory ran out."""
         recomputed_layers = self._plan.recomputed_layers(num_rows)
         try:
-            run_micro_batch(self._context, jobs, places, slots, recomputed_layers)
+            with self._residency.on_device([jobs[place.job].input.run_id for place in places]) as slots:
+                run_micro_batch(self._context, jobs, places, slots, recomputed_layers)
         except torch.OutOfMemoryError:
             return False  # and not in here: the error's traceback holds the tensors of the pass
         return True
 
     def _commit(self, job: Job) -> None:
         """Give the run what a successful job has staged."""
-        if job.error is None and job.staged is not None and job.input.run_id in self._residency:
-            self._residency.read(job.input.run_id).add_gradients(job.staged.flat_P)
+        run_id = job.input.run_id
+        if job.error is None and job.staged is not None and run_id in self._residency:
+            with self._residency.on_device([run_id]):  # another pass may have taken its slot since
+                self._residency.read(run_id).add_gradients(job.staged.flat_P)
 
 
 def _fail_for_memory(job: Job, place: Place, num_rows: int) -> None:

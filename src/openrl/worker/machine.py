@@ -15,6 +15,7 @@ from openrl.worker.run_files import RunFiles
 from openrl.worker.sampling_lane import SamplingLane
 from openrl.worker.timeshare import TimeShare
 from openrl.worker.training_lane import TrainingLane
+from openrl.worker.training_turns import TrainingTurns
 
 _MAX_RESULTS_GROUP = 256
 
@@ -51,6 +52,7 @@ def create_executor(
     clock: Callable[[], float] = time.perf_counter,
     wall_clock: Callable[[], float] = time.time,
     share: TimeShare | None = None,
+    turns: TrainingTurns | None = None,
     idle_s: float = IDLE_S,
 ) -> Executor:
     """The executor over these engines; `report` is called from the thread that runs it."""
@@ -64,6 +66,7 @@ def create_executor(
         deliverers.saves,
         report,
         clock,
+        turns or TrainingTurns(),
     )
     sampling = SamplingLane(engines, payloads, deliverers.results, clock)
     return Executor(inbox, training, sampling, runs, clock, share or TimeShare(), idle_s)

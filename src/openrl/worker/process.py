@@ -20,6 +20,7 @@ from openrl.worker.executor import Executor, Inbox
 from openrl.worker.machine import Deliverers, create_deliverers, create_executor
 from openrl.worker.settings import WorkerSettings
 from openrl.worker.timeshare import TimeShare
+from openrl.worker.training_turns import TrainingTurns
 
 EXIT_REFUSED = 2
 """Exit status when the engines cannot be built from this configuration: starting again would not help."""
@@ -96,10 +97,12 @@ class WorkerProcess:
         config = self._settings.config
         scratch_dir = config.data_dir / "scratch" / self._settings.worker_id
         engines = create_engines(config, self._blobs, scratch_dir)
-        share = TimeShare(
-            config.worker.max_slice_s or math.inf, config.worker.max_training_lag_s, config.scheduler.tenant_shares
+        tenant_shares = config.scheduler.tenant_shares
+        share = TimeShare(config.worker.max_slice_s or math.inf, config.worker.max_training_lag_s, tenant_shares)
+        turns = TrainingTurns(tenant_shares)
+        self._executor = create_executor(
+            engines, self._blobs, self._inbox, deliverers, report, share=share, turns=turns
         )
-        self._executor = create_executor(engines, self._blobs, self._inbox, deliverers, report, share=share)
         report(_ready(self._settings.worker_id, engines))
         log.info("worker is ready", base_models=list(engines))
         self._executor.run()

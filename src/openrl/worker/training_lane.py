@@ -1,8 +1,8 @@
-"""Runs training commands in the order they came, one small step at a time."""
+"""Runs training commands one small step at a time, several under way at once."""
 
 import math
-from collections import deque
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar, assert_never
 
@@ -29,17 +29,19 @@ from openrl.worker.payloads import PayloadReader, encode_json
 from openrl.worker.run_files import RunFiles
 from openrl.worker.tenants import TenantCount
 from openrl.worker.timeshare import Pace
+from openrl.worker.training_turns import TrainingTurns
+from openrl.worker.training_work import Steps, TrainingCommand, TrainingWork
 
-TrainingCommand = OpenRun | CloseRun | SnapshotRun | Execute
 Produce = Callable[[], Product]
-Steps = Generator[None, None, None]
 T = TypeVar("T")
 Y = TypeVar("Y")
 
-MIN_SLICE_TOKENS = 1024
-"""A pass is not divided further: below this its start costs more than its tokens."""
-SLICE_GRAIN_TOKENS = 512
+MIN_SLICE = 1 / 8
+"""Of an engine's own measure: a pass is not divided further, below this its start costs more than its tokens."""
+SLICE_GRAIN = 1 / 16
 """Slices are multiples of this, so that engines meet few sizes."""
+MAX_OPEN_PASSES = 3
+"""Each stages its gradients; a pass of a tenant who has one under way waits for it in any case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,10 @@ class Finished(Generic[T]):
 
 
 class TrainingLane:
-    """Used from the compute thread only. Between two calls of `advance` the device is free for sampling."""
+    """Used from the compute thread only. Between two calls of `advance` the device is free for sampling.
+
+    A command never overtakes one that concerns a run of its own; other commands take turns (see TrainingTurns).
+    """
 
     def __init__(
         self,
@@ -69,6 +74,7 @@ class TrainingLane:
         saves: Deliverer,
         report: Callable[[Report], None],
         clock: Callable[[], float],
+        turns: TrainingTurns,
     ) -> None:
         self._runs = runs
         self._files = files
@@ -77,20 +83,22 @@ class TrainingLane:
         self._saves = saves  # large: nobody else's result waits behind them
         self._report = report
         self._clock = clock
-        self._waiting: deque[TrainingCommand] = deque()
-        self._current: Steps | None = None
-        self._current_tenants: Sequence[str] = ()
+        self._turns = turns
+        self._works: list[TrainingWork] = []  # as they came, those under way among them
+        self._current: TrainingWork | None = None  # has the turn
+        self._pass: TrainingWork | None = None  # had a turn last of all passes
+        self._num_turns = 0
         self._tenants = TenantCount()
         self._turn_ends_at = math.inf
         self._paces: dict[tuple[str, TrainingKind], Pace] = {}  # by base model and kind
-        self._execute_busy_s = 0.0
-        self._execute_started_at = 0.0
         self.busy_s = 0.0
 
     def push(self, command: TrainingCommand) -> None:
-        """Queue a command behind those that came before."""
-        self._waiting.append(command)
-        self._tenants.enter(_tenants_of(command))
+        """Take a command."""
+        work = TrainingWork(command, self._num_turns)
+        self._turns.arrive(work.parts.keys() - self._tenants.present())
+        self._tenants.enter(work.parts.keys())
+        self._works.append(work)
 
     def tenants(self) -> Collection[str]:
         """Who has work here; empty where `advance` would do nothing."""
@@ -98,40 +106,52 @@ class TrainingLane:
 
     def advance(self, max_s: float = math.inf) -> None:
         """One micro-batch, or one small command; of what can be divided, as much as should end within `max_s`."""
-        self._turn_ends_at = self._clock() + max_s
-        if self._current is None:
-            command = self._next_command()
-            self._current, self._current_tenants = self._run(command), _tenants_of(command)
-        if isinstance(_next(self._current), Finished):
-            self._current = None
-            self._tenants.leave(self._current_tenants)
+        started = self._clock()
+        self._turn_ends_at = started + min(max_s, self._turns.max_turn_s(started))
+        self._num_turns += 1
+        work = self._current = self._turns.choose(self._candidates(), self._pass)
+        if work.steps is None:
+            work.steps, work.started_at = self._run(work), started
+        has_ended = isinstance(_next(work.steps), Finished)
+        now = self._clock()
+        self._current = None
+        if work.is_pass:
+            self._pass, work.touched = work, self._num_turns
+        self._turns.charge(work.parts, now - started)
+        if has_ended:
+            self._end(work, now)
 
-    def _next_command(self) -> TrainingCommand:
-        """The first of a tenant that was not served last, so that tenants take turns; else the first.
+    def _end(self, work: TrainingWork, now: float) -> None:
+        self._works.remove(work)
+        self._tenants.leave(work.parts.keys())
+        self._turns.leave(work.parts.keys() - self._tenants.present(), now)
+        if work.is_pass:
+            self._pass = None
+            self._turns.record_pass(work.parts, work.busy_s)
 
-        A command never overtakes one that concerns a run of its own.
-        """
-        served, runs_before = set(self._current_tenants), set[str]()
-        for place, command in enumerate(self._waiting):
-            runs = _runs_of(command)
-            if not served.intersection(_tenants_of(command)) and runs_before.isdisjoint(runs):
-                del self._waiting[place]
-                return command
-            runs_before.update(runs)
-        return self._waiting.popleft()
+    def _candidates(self) -> Iterator[TrainingWork]:
+        """What is under way, and what may begin."""
+        passes = [work for work in self._works if work.is_pass and work.steps is not None]
+        tenants = {tenant for work in passes for tenant in work.parts}
+        runs_before: set[str] = set()
+        for work in self._works:
+            is_free = not work.is_pass or (len(passes) < MAX_OPEN_PASSES and not work.parts.keys() <= tenants)
+            if work.steps is not None or (is_free and runs_before.isdisjoint(work.runs)):
+                yield work
+            runs_before |= work.runs
 
-    def _run(self, command: TrainingCommand) -> Steps:
-        match command:
+    def _run(self, work: TrainingWork) -> Steps:
+        match work.command:
             case OpenRun():
-                self._open(command)
+                self._open(work.command)
             case CloseRun(run_id):
                 self._close(run_id)
             case SnapshotRun(run_id):
                 self._snapshot(run_id)
             case Execute():
-                yield from self._execute(command)
+                yield from self._execute(work, work.command)
             case _:
-                assert_never(command)
+                assert_never(work.command)
 
     def _open(self, command: OpenRun) -> None:
         failure = attempt(lambda: self._files.open(command), what="opening the run")
@@ -150,12 +170,10 @@ class TrainingLane:
         else:
             self._saves.put(Errand(write))
 
-    def _execute(self, command: Execute) -> Steps:
-        self._execute_busy_s = 0.0
-        self._execute_started_at = self._clock()
+    def _execute(self, work: TrainingWork, command: Execute) -> Steps:
         match command.kind:
             case "forward" | "forward_backward":
-                effects = yield from self._run_passes(command)
+                effects = yield from self._run_passes(work, command)
             case "optim_step":
                 effects = yield from self._step_optimizers(command.items)
             case _:
@@ -163,12 +181,15 @@ class TrainingLane:
         self._note(command, effects)
         deliverer = self._saves if command.kind.startswith("save_weights") else self._results
         deliverer.put(
-            Parcel(self._share_time(command.items, effects), lambda outcomes: ExecuteDone(command.work_id, outcomes))
+            Parcel(
+                self._share_time(work, command.items, effects), lambda outcomes: ExecuteDone(command.work_id, outcomes)
+            )
         )
 
-    def _run_passes(self, command: Execute) -> Generator[None, None, list[Effect]]:
+    def _run_passes(self, work: TrainingWork, command: Execute) -> Generator[None, None, list[Effect]]:
         """All items packed together; one that cannot be read is left out and fails alone."""
         jobs = [attempt(lambda item=item: self._read_job(item), what=item.kind) for item in command.items]
+        work.parts = _tokens_by_tenant(command.items, jobs)
         good = [job for job in jobs if not isinstance(job, RequestFailed)]
         results = iter((yield from self._drive(good, command.kind)) if good else [])
         return [Effect(job) if isinstance(job, RequestFailed) else _passes_effect(job, next(results)) for job in jobs]
@@ -236,7 +257,8 @@ class TrainingLane:
     def _pace(self, engines: Engines, kind: TrainingKind) -> Pace:
         key = (engines.base_model.name, kind)
         if key not in self._paces:
-            self._paces[key] = Pace(MIN_SLICE_TOKENS, SLICE_GRAIN_TOKENS)
+            tokens = engines.max_pass_tokens
+            self._paces[key] = Pace(max(1, int(tokens * MIN_SLICE)), max(1, int(tokens * SLICE_GRAIN)))
         return self._paces[key]
 
     def _run_singly(self, command: Execute) -> Generator[None, None, list[Effect]]:
@@ -276,17 +298,19 @@ class TrainingLane:
         self._close(run_id)
         self._report(RunLost(run_id, error))
 
-    def _share_time(self, items: Sequence[WorkItem], effects: Sequence[Effect]) -> tuple[PendingOutcome, ...]:
+    def _share_time(
+        self, work: TrainingWork, items: Sequence[WorkItem], effects: Sequence[Effect]
+    ) -> tuple[PendingOutcome, ...]:
         """Divide the device time of the command by tokens; evenly where there are none."""
         total = sum(effect.num_tokens for effect in effects)
-        wall_s = self._clock() - self._execute_started_at
+        wall_s = self._clock() - work.started_at
         shares = [effect.num_tokens / total if total else 1 / len(effects) for effect in effects]
         return tuple(
             PendingOutcome(
                 item.request_id,
                 None if item.is_replay and not isinstance(effect.outcome, RequestFailed) else effect.outcome,
                 effect.num_tokens,
-                self._execute_busy_s * share,
+                work.busy_s * share,
                 wall_s,
             )
             for item, effect, share in zip(items, effects, shares, strict=True)
@@ -296,7 +320,8 @@ class TrainingLane:
         started = self._clock()
         value = attempt(action, what=what)
         seconds = self._clock() - started
-        self._execute_busy_s += seconds
+        assert self._current is not None, "time passes in turns only"
+        self._current.busy_s += seconds
         self.busy_s += seconds
         return value
 
@@ -309,32 +334,21 @@ def _next(steps: Generator[Y, None, T]) -> Y | Finished[T]:
         return Finished(end.value)
 
 
-def _runs_of(command: TrainingCommand) -> Collection[str]:
-    match command:
-        case Execute(_, _, items):
-            return {item.run_id for item in items}
-        case OpenRun(run):
-            return [run.run_id]
-        case CloseRun(run_id) | SnapshotRun(run_id):
-            return [run_id]
-        case _:
-            assert_never(command)
-
-
-def _tenants_of(command: TrainingCommand) -> Sequence[str]:
-    match command:
-        case Execute(_, _, items):
-            return [item.tenant_id for item in items]
-        case OpenRun(run):
-            return [run.tenant_id]
-        case CloseRun() | SnapshotRun():
-            return [""]  # the server's own
-        case _:
-            assert_never(command)
+def _tokens_by_tenant(
+    items: Sequence[WorkItem], jobs: Sequence[ForwardBackwardInput | RequestFailed]
+) -> Mapping[str, float]:
+    tokens: defaultdict[str, float] = defaultdict(float)
+    for item, job in zip(items, jobs, strict=True):
+        tokens[item.tenant_id] += 1.0 if isinstance(job, RequestFailed) else max(_num_tokens(job), 1)
+    return tokens
 
 
 def _passes_effect(job: ForwardBackwardInput, result: ForwardBackwardResult | RequestFailed) -> Effect:
-    num_tokens = sum(datum.num_tokens for datum in job.data)
+    num_tokens = _num_tokens(job)
     if isinstance(result, RequestFailed):
         return Effect(result, num_tokens)
     return Effect(lambda: Product(encode_forward_backward_output(result)), num_tokens)
+
+
+def _num_tokens(job: ForwardBackwardInput) -> int:
+    return sum(datum.num_tokens for datum in job.data)
