@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from peft import PeftModel
+from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
 from bench.models import run_spec, state_of
@@ -112,7 +113,8 @@ def peft_logprobs(
 ) -> tuple[list[np.ndarray[Any, Any]], list[np.ndarray[Any, Any]]]:
     """The same from transformers and PEFT, and the likeliest token at every place."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    causal_lm: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).to(device)
+    causal_lm: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype)
+    nn.Module.to(causal_lm, device)
     if adapter is not None:
         causal_lm = PeftModel.from_pretrained(causal_lm, str(adapter))
     logprobs: list[Any] = []
