@@ -66,7 +66,13 @@ def options_of(description: str | None, workloads: Sequence[str], argv: Sequence
     return options
 
 
-def finish(benchmark: str, parts: Sequence[Part], twin: Any, options: argparse.Namespace) -> dict[str, Any]:
+def finish(
+    benchmark: str,
+    parts: Sequence[Part],
+    twin: Any,
+    options: argparse.Namespace,
+    packages: Sequence[str] = ("torch", "transformers"),
+) -> dict[str, Any]:
     """Print the result, its first workload's figure at the top, and keep it where asked to."""
     first = parts[0]
     result: dict[str, Any] = {
@@ -76,7 +82,7 @@ def finish(benchmark: str, parts: Sequence[Part], twin: Any, options: argparse.N
         "twin": twin,
         "parts": [asdict(part) for part in parts],
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu x {torch.get_num_threads()}",
-        "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers")},
+        "versions": {name: _version(name) for name in packages},
         "commit": _commit(),
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -124,6 +130,14 @@ def peak_gib() -> float | None:
     peak = torch.cuda.max_memory_allocated() / 2**30
     torch.cuda.reset_peak_memory_stats()
     return round(peak, 2)
+
+
+def _version(name: str) -> str | None:
+    """Of a package; None where it is not installed."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _commit() -> str | None:
