@@ -171,6 +171,17 @@ class PackedAttention:
             if self._flash is None:
                 self._flash = FlashAttention(self._segments, q_TNH.shape[0], q_TNH.device, self._deterministic)
             return self._flash.attend(q_TNH, k_TKH, v_TKH, scale, window)
+        return self.attend_each(q_TNH, k_TKH, v_TKH, scale, window)
+
+    def attend_each(
+        self,
+        q_TNH: Float[Tensor, "T N H"],
+        k_TKH: Float[Tensor, "T K H"],
+        v_TKH: Float[Tensor, "T K H"],
+        scale: float,
+        window: int | None,
+    ) -> Float[Tensor, "T N H"]:
+        """The same sequence by sequence: CPU, and types that the flash kernels do not take."""
         sizes = [*self._lengths, q_TNH.shape[0] - sum(self._lengths)]
         q, k, v = (x.split(sizes) for x in (q_TNH, k_TKH, v_TKH))
         outs: list[Tensor] = []

@@ -11,7 +11,7 @@ Facts of the operators that this file relies on, from torch 2.11 to 2.13:
 - The gradient of queries is summed with atomics unless torch's deterministic algorithms are on.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -127,7 +127,7 @@ def _flash_backward(
 
 
 @contextmanager
-def _deterministic(enabled: bool) -> Iterator[None]:
+def _deterministic(enabled: bool) -> Generator[None]:
     """Torch's deterministic algorithms; the public switch would also import the compiler."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     if enabled:
