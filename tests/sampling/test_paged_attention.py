@@ -7,7 +7,8 @@ from torch import Tensor
 from openrl.model.attention import PackedAttention
 from openrl.model.batch import Segment
 from openrl.sampling.kv_cache import KVCache
-from openrl.sampling.paged_attention import PagedAttention, Span
+from openrl.sampling.paged_attention import PagedAttention
+from openrl.sampling.spans import Span
 
 HEADS, KV_HEADS, HEAD_DIM = 6, 2, 16
 LENGTHS = (5, 140, 300, 33, 129)

@@ -20,6 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
 from openrl.model.batch import ROW_MULTIPLE, Segment
+from openrl.model.flash_attention import FlashAttention, takes_flash
 
 KEY_BLOCK = 128
 
@@ -147,7 +148,11 @@ def pad_keys(x_CKH: Float[Tensor, "C K H"]) -> Float[Tensor, "K P H"]:
 class PackedAttention:
     """Causal attention inside each sequence of a packed batch, whole sequences at once (training)."""
 
-    def __init__(self, segments: tuple[Segment, ...]) -> None:
+    def __init__(self, segments: tuple[Segment, ...], deterministic: bool = False) -> None:
+        """`deterministic`: gradients repeat to the bit on CUDA too; slower there."""
+        self._segments = segments
+        self._deterministic = deterministic
+        self._flash: FlashAttention | None = None  # made by the first layer, on its device
         self._lengths = [segment.length for segment in segments]
         self._siblings = _find_siblings(segments)
 
@@ -162,6 +167,21 @@ class PackedAttention:
     ) -> Float[Tensor, "T N H"]:
         """See model.batch.Attention; differentiable in q, k and v."""
         del layer
+        if takes_flash(q_TNH):
+            if self._flash is None:
+                self._flash = FlashAttention(self._segments, q_TNH.shape[0], q_TNH.device, self._deterministic)
+            return self._flash.attend(q_TNH, k_TKH, v_TKH, scale, window)
+        return self.attend_each(q_TNH, k_TKH, v_TKH, scale, window)
+
+    def attend_each(
+        self,
+        q_TNH: Float[Tensor, "T N H"],
+        k_TKH: Float[Tensor, "T K H"],
+        v_TKH: Float[Tensor, "T K H"],
+        scale: float,
+        window: int | None,
+    ) -> Float[Tensor, "T N H"]:
+        """The same sequence by sequence: CPU, and types that the flash kernels do not take."""
         sizes = [*self._lengths, q_TNH.shape[0] - sum(self._lengths)]
         q, k, v = (x.split(sizes) for x in (q_TNH, k_TKH, v_TKH))
         outs: list[Tensor] = []

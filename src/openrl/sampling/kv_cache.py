@@ -56,6 +56,15 @@ class KVCache:
         """Keys and values of pages, see `rows_of`."""
         return self._keys[layer].index_select(0, rows), self._values[layer].index_select(0, rows)
 
+    def gather(self, layer: int, places: Int64[Tensor, " TK"]) -> tuple[Float[Tensor, "T K H"], Float[Tensor, "T K H"]]:
+        """Keys and values of tokens, see `places_of`."""
+        stores = self._keys[layer], self._values[layer]
+        k_TKH, v_TKH = (
+            store.view(-1, store.shape[-1]).index_select(0, places).view(-1, self.num_kv_heads, store.shape[-1])
+            for store in stores
+        )
+        return k_TKH, v_TKH
+
     def clear(self, blocks: Sequence[int]) -> None:
         """Zero the values of blocks: a NaN left by another sequence times the weight 0 would be NaN."""
         if blocks:

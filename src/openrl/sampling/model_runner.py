@@ -15,7 +15,8 @@ from openrl.model.batch import Adapters, Batch, Segment
 from openrl.model.lora import merge_by_slot
 from openrl.sampling.batcher import Slice
 from openrl.sampling.kv_cache import KVCache
-from openrl.sampling.paged_attention import PagedAttention, Span
+from openrl.sampling.paged_attention import PagedAttention
+from openrl.sampling.spans import Span
 
 LOGITS_BYTES = 2**26
 """fp32 logits of prompt tokens held at once."""

@@ -103,7 +103,7 @@ def build_batch(
         token_ids_T=torch.from_numpy(np.concatenate([*token_ids, pad])).to(model.device),
         position_ids_T=torch.from_numpy(np.concatenate([*positions, pad])).to(model.device),
         segments=merge_jobs(segments) if merges_jobs else segments,
-        attention=PackedAttention(sequence_segments(groups)),
+        attention=PackedAttention(sequence_segments(groups), deterministic=not merges_jobs),
         adapters=adapters,
         recomputed_layers=recomputed_layers,
     )
