@@ -14,6 +14,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -166,7 +167,8 @@ def run_side(name: str, path: Path, repeats: int) -> Measured:
 def measure(name: str, path: Path, repeats: int) -> Measured:
     """run_side in a child process."""
     command = [sys.executable, "-m", "bench.cpu", "--side", name, "--path", str(path), "--repeats", str(repeats)]
-    output = subprocess.run(command, check=True, capture_output=True, text=True, env=worker_environment()).stdout
+    environment = worker_environment(Path(tempfile.gettempdir()))
+    output = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
     return Measured(**json.loads(output.splitlines()[-1]))
 
 

@@ -169,6 +169,9 @@ class WorkerConfig(Section):
     """"cpu", "cuda", "cuda:0"; "auto" takes CUDA where there is a GPU."""
     dtype: str = "auto"
     """Compute type: "float32" or "bfloat16"; "auto": float32 on CPU, bfloat16 on CUDA."""
+    compile: Flag = "auto"
+    """Compile the layers' elementwise work with torch.compile; "auto": on CUDA. On CPU rows then depend on
+    each other in their last bits."""
     deterministic: bool = False
     """Bit-equal results whatever shares the batch, also on CUDA (slower there); always so on CPU."""
     threads: int = Field(default=0, ge=0)
@@ -218,13 +221,20 @@ class Config(BaseSettings):
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
 
 
-def worker_environment() -> dict[str, str]:
-    """The environment of worker processes: ours, but tensor threads sleep while they wait for work.
+def worker_environment(data_dir: Path) -> dict[str, str]:
+    """The environment of worker processes: ours, with sleeping tensor threads and a cache of compiled kernels.
 
     Threads that spin while another process holds their core made small operations 4 to 7 times slower where a
-    client, the server and other work share two cores. A value set outside wins.
+    client, the server and other work share two cores. Kernels compiled once are there when the worker starts again.
+    A value set outside wins.
     """
-    return {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+    cache = data_dir.absolute() / "compiled"
+    return {
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
+        "TRITON_CACHE_DIR": str(cache / "triton"),
+        **os.environ,
+    }
 
 
 def load_config(file: Path | None = None, **flags: object) -> Config:

@@ -17,6 +17,7 @@ from openrl.config import WorkerConfig
 from openrl.errors import InvalidRequest
 from openrl.model.adapter import ATTENTION_PROJECTIONS, HEAD_NAME, MLP_PROJECTIONS
 from openrl.model.batch import ROW_MULTIPLE, Adapters, Batch, Segment
+from openrl.model.compile import LayerCompiler, traced_attention
 from openrl.model.lora import ActiveBatch, LoraLinear, product_fp32
 from openrl.model.memory import release_freed_memory
 from openrl.model.recompute import make_recomputable
@@ -35,6 +36,7 @@ class ModelSource:
     path: Path
     device: torch.device
     dtype: torch.dtype
+    compiler: str | None = None  # torch.compile's backend for what lies between products, see model.compile
 
 
 def resolve_source(name: str, path: Path, config: WorkerConfig) -> ModelSource:
@@ -48,7 +50,8 @@ def resolve_source(name: str, path: Path, config: WorkerConfig) -> ModelSource:
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     if dtype not in dtypes:
         raise InvalidRequest(f"worker.dtype is {dtype!r}; it must be one of auto, {', '.join(dtypes)}")
-    return ModelSource(name, path, torch.device(device), dtypes[dtype])
+    is_compiled = device.startswith("cuda") if config.compile == "auto" else config.compile
+    return ModelSource(name, path, torch.device(device), dtypes[dtype], "inductor" if is_compiled else None)
 
 
 class BaseModel:
@@ -77,6 +80,8 @@ class BaseModel:
         self._active = ActiveBatch()
         self._body = causal_lm.model
         self.linear_shapes = _replace_linears(causal_lm, self._active)
+        if source.compiler is not None:
+            LayerCompiler(_attention, source.compiler).compile_layers(self._body.layers)
         make_recomputable(list(self._body.layers), self._active)
         head = causal_lm.get_output_embeddings()
         self.head_weight: Tensor = head.weight
@@ -174,12 +179,15 @@ def _attention(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float,
-    openrl_batch: Batch,
+    openrl_batch: Batch | None = None,
     sliding_window: int | None = None,
     **unused: object,
 ) -> tuple[Tensor, None]:
     """The attention function that transformers calls: [1, N, T, H] in, [1, T, N, H] out."""
     del attention_mask, unused
+    if openrl_batch is None:  # a trace
+        number = getattr(module, "openrl_number")  # noqa: B009
+        return traced_attention(query, key, value, number, scaling, sliding_window), None
     layer = int(getattr(module, "layer_idx"))  # noqa: B009
     q_TNH, k_TKH, v_TKH = (x[0].transpose(0, 1) for x in (query, key, value))
     out_TNH = openrl_batch.attention.attend(layer, q_TNH, k_TKH, v_TKH, scaling, sliding_window)

@@ -15,6 +15,7 @@ from openrl.sampling.engine import create_sampling_engine
 from openrl.store.base import Blobs
 from openrl.training.engine import create_training_engine
 from openrl.worker.engines import Engines, EngineTable
+from openrl.worker.warm_up import warm_up
 
 
 def create_engines(config: Config, blobs: Blobs, scratch_dir: Path) -> EngineTable:
@@ -34,13 +35,16 @@ def _create(info: BaseModelInfo, config: Config, blobs: Blobs, scratch_dir: Path
 
     training = create_training_engine(model, config.training, scratch_dir, deterministic=config.worker.deterministic)
     sampling = create_sampling_engine(model, config.sampling, load_adapter)
-    return Engines(
+    engines = Engines(
         base_model=info,
         training=training,
         sampling=sampling,
         max_pass_tokens=training.micro_batch_tokens,
         max_sequences=sampling.max_sequences,
     )
+    if model.device.type == "cuda":
+        warm_up(engines)
+    return engines
 
 
 def _load(info: BaseModelInfo, config: Config) -> BaseModel:

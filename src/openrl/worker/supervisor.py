@@ -67,7 +67,7 @@ class Supervisor:
             *self._command,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            env=worker_environment(),
+            env=worker_environment(self._settings.config.data_dir),
         )
         self.pid = child.pid
         try:
