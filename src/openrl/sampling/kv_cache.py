@@ -29,11 +29,17 @@ class KVCache:
     ) -> None:
         self.block_tokens = block_tokens
         self.num_kv_heads = num_kv_heads
+        self.head_dim = head_dim
+        self.dtype = dtype
         self.device = device
         size = (num_blocks * num_kv_heads, block_tokens, head_dim)
         self._keys = [lazy_zeros(size, dtype, device) for _ in range(num_layers)]
         self._values = [lazy_zeros(size, dtype, device) for _ in range(num_layers)]
         self._heads_K = torch.arange(num_kv_heads, device=device)
+
+    def layer(self, layer: int) -> tuple[Float[Tensor, "PK E H"], Float[Tensor, "PK E H"]]:
+        """All keys and values of a layer, for kernels that find the pages themselves."""
+        return self._keys[layer], self._values[layer]
 
     def rows_of(self, blocks_G: Int64[Tensor, " G"]) -> Int64[Tensor, "K G"]:
         """Where the pages of these blocks are, head by head."""
