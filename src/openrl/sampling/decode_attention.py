@@ -5,6 +5,7 @@ Legend: T packed rows, B sequences, N query heads, K key-value heads, H head dim
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int32, Int64
@@ -16,6 +17,11 @@ from openrl.sampling.kv_cache import KVCache
 NO_WINDOW = 2**30
 MIN_HEADS = 16
 """Rows of the smallest matrix product."""
+
+# Triton's launch arguments are not in its types.
+_decode: Any = decode_kernel
+_merge: Any = merge_kernel
+_write: Any = write_kernel
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +120,7 @@ class DecodeAttention:
         per_group = num_heads // cache.num_kv_heads
         block_h = max(MIN_HEADS, triton_block(head_dim))
         seen = window or NO_WINDOW
-        decode_kernel[(cache.num_kv_heads, num_rows, num_splits)](
+        _decode[(cache.num_kv_heads, num_rows, num_splits)](
             q,
             k,
             v,
@@ -143,7 +149,7 @@ class DecodeAttention:
             num_stages=tiles.num_stages,
         )
         if num_splits > 1:
-            merge_kernel[(num_heads, num_rows)](
+            _merge[(num_heads, num_rows)](
                 out_TNH,
                 parts,
                 lse,
@@ -180,7 +186,7 @@ def write_rows(
     if not num_tokens:
         return
     k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (k_TKH, v_TKH))
-    write_kernel[(num_tokens,)](
+    _write[(num_tokens,)](
         k,
         v,
         keys,

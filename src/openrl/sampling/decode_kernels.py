@@ -6,7 +6,8 @@ R query heads of one key-value head, padded to what a matrix product takes, C ke
 A split is a fixed number of keys from the first that a row sees, so a row's bits depend on its own sequence alone.
 """
 
-from typing import Any
+# Parameters of a kernel carry no types: Triton gives them its own.
+# pyright: reportMissingParameterType=false, reportUnknownParameterType=false
 
 import triton
 import triton.language as tl
@@ -17,26 +18,26 @@ MERGE_SPLITS = 8
 
 @triton.jit
 def decode_kernel(
-    q_ptr: Any,
-    k_ptr: Any,
-    v_ptr: Any,
-    out_ptr: Any,
-    keys_ptr: Any,
-    values_ptr: Any,
-    tables_ptr: Any,
-    lengths_ptr: Any,
-    rows_ptr: Any,
-    parts_ptr: Any,
-    lse_ptr: Any,
-    scale_log2: Any,
-    window: Any,
-    q_row: Any,
-    q_head: Any,
-    k_row: Any,
-    k_head: Any,
-    v_row: Any,
-    v_head: Any,
-    table_row: Any,
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    out_ptr,
+    keys_ptr,
+    values_ptr,
+    tables_ptr,
+    lengths_ptr,
+    rows_ptr,
+    parts_ptr,
+    lse_ptr,
+    scale_log2,
+    window,
+    q_row,
+    q_head,
+    k_row,
+    k_head,
+    v_row,
+    v_head,
+    table_row,
     NUM_KV_HEADS: tl.constexpr,
     PER_GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -66,8 +67,7 @@ def decode_kernel(
     out_RH = (row * num_heads + head_R)[:, None] * HEAD_DIM + h_H[None, :]
     if length == 0:
         if not HAS_ROWS:
-            if split == 0:
-                tl.store(out_ptr + out_RH, tl.zeros([BLOCK_R, BLOCK_H], out_ptr.dtype.element_ty), mask=in_RH)
+            tl.store(out_ptr + out_RH, tl.zeros_like(out_RH).to(out_ptr.dtype.element_ty), mask=in_RH & (split == 0))
         return
     first = tl.maximum(length - window, 0)
     last = length - 1
@@ -96,10 +96,7 @@ def decode_kernel(
         page_C = tl.load(table_ptr + position_C // PAGE_TOKENS, mask=is_seen_C, other=0).to(tl.int64)
         place_C = (page_C * NUM_KV_HEADS + head) * (PAGE_TOKENS * HEAD_DIM) + position_C % PAGE_TOKENS * HEAD_DIM
         place_CH = place_C[:, None] + h_H[None, :]
-        if BLOCK_H == HEAD_DIM:
-            is_seen_CH = is_seen_C[:, None]
-        else:
-            is_seen_CH = is_seen_C[:, None] & (h_H < HEAD_DIM)[None, :]
+        is_seen_CH = is_seen_C[:, None] & (h_H < HEAD_DIM)[None, :]
         # Masked, not only weighted with 0: what lies in a page behind its tokens may be NaN.
         k_CH = tl.load(keys_ptr + place_CH, mask=is_seen_CH, other=0.0)
         s_RC = tl.dot(q_RH, tl.trans(k_CH), input_precision="ieee") * scale_log2
@@ -123,13 +120,13 @@ def decode_kernel(
 
 @triton.jit
 def merge_kernel(
-    out_ptr: Any,
-    parts_ptr: Any,
-    lse_ptr: Any,
-    lengths_ptr: Any,
-    rows_ptr: Any,
-    window: Any,
-    num_splits: Any,
+    out_ptr,
+    parts_ptr,
+    lse_ptr,
+    lengths_ptr,
+    rows_ptr,
+    window,
+    num_splits,
     HEAD_DIM: tl.constexpr,
     SPLIT_KEYS: tl.constexpr,
     BLOCK_S: tl.constexpr,
@@ -171,15 +168,15 @@ def merge_kernel(
 
 @triton.jit
 def write_kernel(
-    k_ptr: Any,
-    v_ptr: Any,
-    keys_ptr: Any,
-    values_ptr: Any,
-    places_ptr: Any,
-    k_row: Any,
-    k_head: Any,
-    v_row: Any,
-    v_head: Any,
+    k_ptr,
+    v_ptr,
+    keys_ptr,
+    values_ptr,
+    places_ptr,
+    k_row,
+    k_head,
+    v_row,
+    v_head,
     NUM_KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_K: tl.constexpr,
