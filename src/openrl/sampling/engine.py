@@ -76,7 +76,7 @@ class PagedSamplingEngine:
         self._slots = AdapterSlots(sizes.num_adapters)
         self._blocks = BlockManager(sizes.num_blocks, sizes.block_tokens, sizes.max_idle_blocks)
         self._batcher = Batcher(self._blocks, self._slots, sizes.max_sequences, sizes.prefill_tokens)
-        self._loop: DecodeLoop = SteppedLoop(self._runner)
+        self._loop: DecodeLoop = _create_loop(model, cache, self._bank, sizes) or SteppedLoop(self._runner)
         self._lengths = BurstLength(sizes.burst_s)
         self._turns = StepTurns(sizes.max_sequences, sizes.max_slowdown)
         self._clock = clock
@@ -204,7 +204,20 @@ class PagedSamplingEngine:
                 self._slots.forget(key)
 
     def _compute(self, slices: list[Slice]) -> tuple[list[SampledSequence], list[Tensor]]:
-        """One forward pass and the prompt scores from it; returns the complete sequences and their logits."""
+        """Returns the sequences complete after these slices and their logits."""
+        decoding = [step for step in slices if not step.sequence.is_prefill]
+        sequences = [step.sequence for step in decoding]
+        logits_BV = self._loop.logits(sequences, [self._slot(each) for each in sequences]) if sequences else None
+        if logits_BV is None:
+            return self._forward(slices)
+        others = [step for step in slices if step.sequence.is_prefill]
+        for step in decoding:
+            self._batcher.advance(step.sequence, step.start + step.length)
+        more_sequences, more_logits = self._forward(others) if others else ([], [])
+        return [*sequences, *more_sequences], [logits_BV, *more_logits]
+
+    def _forward(self, slices: list[Slice]) -> tuple[list[SampledSequence], list[Tensor]]:
+        """One forward pass and the prompt scores from it; see _compute."""
         rows = row_ranges(slices, [self._slot(step.sequence) for step in slices])
         hidden_TD = self._runner.hidden(slices, [part.slot for part in rows])
         for step in slices:
@@ -298,3 +311,12 @@ class PagedSamplingEngine:
 def create_sampling_engine(model: BaseModel, config: SamplingConfig, load_adapter: LoadAdapter) -> PagedSamplingEngine:
     """An engine over `model`; raises InvalidRequest where the cache cannot hold a single block."""
     return PagedSamplingEngine(model, resolve_sizes(model, config), load_adapter)
+
+
+def _create_loop(model: BaseModel, cache: KVCache, bank: AdapterBank, sizes: EngineSizes) -> DecodeLoop | None:
+    if model.device.type != "cuda":
+        return None
+    # Triton need not be installed where there is no GPU.
+    from openrl.sampling.decode_device import create_graph_loop  # noqa: PLC0415
+
+    return create_graph_loop(model, cache, bank, sizes.max_sequences, sizes.num_blocks)
