@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Protocol
 
 import numpy as np
@@ -287,9 +288,11 @@ class _HostRows:
         lengths_R[:num_rows] = [len(sequence.tokens) for sequence in sequences]
         lengths_R[num_rows:] = 0
         self.left_R.numpy()[:num_rows] = num_tokens
-        tables_RP = self.tables_RP.numpy()
-        for row, sequence in enumerate(sequences):
-            tables_RP[row, : len(sequence.blocks)] = sequence.blocks
+        counts = [len(sequence.blocks) for sequence in sequences]
+        blocks = np.fromiter(chain.from_iterable(sequence.blocks for sequence in sequences), np.int32, sum(counts))
+        num_pages = max(counts)
+        is_block = np.arange(num_pages) < np.array(counts)[:, None]
+        self.tables_RP.numpy()[:num_rows, :num_pages][is_block] = blocks
 
 
 def bucket_of(num_rows: int, max_rows: int) -> int:

@@ -6,7 +6,6 @@ Legend: T packed rows, M chosen rows, C rows of a chunk, D model dim, V vocab, K
 import math
 import time
 from collections.abc import Callable, Sequence
-from itertools import takewhile
 
 import torch
 from jaxtyping import Float
@@ -264,14 +263,16 @@ class PagedSamplingEngine:
         self, sequence: SampledSequence, request: ActiveRequest, tokens: list[int], logprobs: list[float]
     ) -> None:
         """Take a sequence's next tokens up to the one that ends it."""
-        finite = list(takewhile(math.isfinite, logprobs))
+        num_finite = len(logprobs)
+        if not all(map(math.isfinite, logprobs)):
+            num_finite = next(i for i, logprob in enumerate(logprobs) if not math.isfinite(logprob))
         watch = request.watches[sequence.sample_index]
-        count, sequence.stop_reason = request.stop_rule.cut(tokens[: len(finite)], sequence.num_generated, watch)
-        if sequence.stop_reason is None and len(finite) < len(tokens):
+        count, sequence.stop_reason = request.stop_rule.cut(tokens[:num_finite], sequence.num_generated, watch)
+        if sequence.stop_reason is None and num_finite < len(tokens):
             self._end(request, non_finite())
             return
         sequence.tokens += tokens[:count]
-        sequence.logprobs += finite[:count]
+        sequence.logprobs += logprobs[:count]
         self._batcher.advance(sequence, len(sequence.tokens) - 1)
         if sequence.stop_reason is not None:
             self._batcher.finish(sequence)
