@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int32, Int64
+import triton
+from jaxtyping import Float, Int32
 from torch import Tensor
 
-from openrl.sampling.decode_kernels import MERGE_SPLITS, decode_kernel, merge_kernel, write_kernel
+from openrl.sampling.decode_kernels import MERGE_SPLITS, decode_kernel, merge_kernel
 from openrl.sampling.kv_cache import KVCache
 
 NO_WINDOW = 2**30
@@ -21,7 +22,6 @@ MIN_HEADS = 16
 # Triton's launch arguments are not in its types.
 _decode: Any = decode_kernel
 _merge: Any = merge_kernel
-_write: Any = write_kernel
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,20 +31,19 @@ class DecodeTiles:
     split_keys: int  # keys of one program
     tile_keys: int  # keys of one step of its loop
     num_warps: int
-    num_stages: int  # tiles on their way at once
+    num_stages: int  # Triton's; 2 n + 1 give n tiles of room, as a tile's pages are looked up before
 
 
 def tiles_of(cache: KVCache) -> DecodeTiles:
-    """The cut for the cache's shape: enough programs for the device at 64 rows, enough loads in flight for each."""
-    key_bytes = max(triton_block(cache.head_dim), MIN_HEADS) * cache.dtype.itemsize
+    """The cut for the cache's shape.
+
+    Tiles of 16 KB of keys, three of them and of values at once: two programs a multiprocessor then have 128 KB on
+    their way. The fewer key-value heads, the shorter the splits, so that 64 rows make programs for all of them.
+    """
+    key_bytes = max(triton.next_power_of_2(cache.head_dim), MIN_HEADS) * cache.dtype.itemsize
     tile_keys = max(16, min(64, 2**14 // key_bytes))
     split_keys = max(128, min(512, 64 * cache.num_kv_heads))
-    return DecodeTiles(split_keys, tile_keys, num_warps=4, num_stages=3)
-
-
-def triton_block(size: int) -> int:
-    """The power of two that holds `size`."""
-    return 1 << (size - 1).bit_length()
+    return DecodeTiles(split_keys, tile_keys, num_warps=4, num_stages=7)
 
 
 class DecodeAttention:
@@ -78,7 +77,7 @@ class DecodeAttention:
     def splits_for(cache: KVCache, longest: int, tiles: DecodeTiles | None = None) -> int:
         """The bucket of `num_splits`, a power of two, for sequences of up to `longest` tokens, the new one included."""
         split_keys = (tiles or tiles_of(cache)).split_keys
-        return triton_block(max(1, math.ceil((longest - 1) / split_keys)))
+        return triton.next_power_of_2(max(1, math.ceil((longest - 1) / split_keys)))
 
     def attend(
         self,
@@ -118,7 +117,7 @@ class DecodeAttention:
         rows = self._lengths_B if self._rows_B is None else self._rows_B
         q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q_TNH, k_TKH, v_TKH))
         per_group = num_heads // cache.num_kv_heads
-        block_h = max(MIN_HEADS, triton_block(head_dim))
+        block_h = max(MIN_HEADS, triton.next_power_of_2(head_dim))
         seen = window or NO_WINDOW
         _decode[(cache.num_kv_heads, num_rows, num_splits)](
             q,
@@ -142,7 +141,7 @@ class DecodeAttention:
             PAGE_TOKENS=cache.block_tokens,
             SPLIT_KEYS=tiles.split_keys,
             TILE_KEYS=tiles.tile_keys,
-            BLOCK_R=max(MIN_HEADS, triton_block(per_group)),
+            BLOCK_R=max(MIN_HEADS, triton.next_power_of_2(per_group)),
             BLOCK_H=block_h,
             HAS_ROWS=self._rows_B is not None,
             num_warps=tiles.num_warps,
@@ -172,31 +171,3 @@ class DecodeAttention:
             self._parts_BNSH = torch.empty((*size, like.shape[-1]), dtype=torch.float32, device=like.device)
             self._lse_BNS = torch.empty(size, dtype=torch.float32, device=like.device)
         return self._parts_BNSH, self._lse_BNS
-
-
-def write_rows(
-    keys: Float[Tensor, "PK E H"],
-    values: Float[Tensor, "PK E H"],
-    places_TK: Int64[Tensor, " TK"],
-    k_TKH: Float[Tensor, "T K H"],
-    v_TKH: Float[Tensor, "T K H"],
-) -> None:
-    """Store the keys and values of tokens at `KVCache.places_of` them, in one launch."""
-    num_tokens, num_kv_heads, head_dim = k_TKH.shape
-    if not num_tokens:
-        return
-    k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (k_TKH, v_TKH))
-    _write[(num_tokens,)](
-        k,
-        v,
-        keys,
-        values,
-        places_TK,
-        *k.stride()[:2],
-        *v.stride()[:2],
-        NUM_KV_HEADS=num_kv_heads,
-        HEAD_DIM=head_dim,
-        BLOCK_K=triton_block(num_kv_heads),
-        BLOCK_H=triton_block(head_dim),
-        num_warps=max(1, min(4, num_kv_heads * head_dim // 256)),
-    )

@@ -1,6 +1,6 @@
-"""Triton kernels over the paged cache: attention of single rows, and writing the rows of new tokens.
+"""Triton kernels of the attention of single rows over the paged cache.
 
-Legend: T packed rows, B sequences, N query heads, K key-value heads, H head dim, E tokens of a page, S splits,
+Legend: B sequences, N query heads, K key-value heads, H head dim, E tokens of a page, S splits,
 R query heads of one key-value head, padded to what a matrix product takes, C keys of a tile.
 
 A split is a fixed number of keys from the first that a row sees, so a row's bits depend on its own sequence alone.
@@ -164,32 +164,3 @@ def merge_kernel(
     row = tl.load(rows_ptr + sequence) if HAS_ROWS else sequence
     place = (row.to(tl.int64) * num_heads + head) * HEAD_DIM
     tl.store(out_ptr + place + h_H, (sum_H / total).to(out_ptr.dtype.element_ty), mask=h_H < HEAD_DIM)
-
-
-@triton.jit
-def write_kernel(
-    k_ptr,
-    v_ptr,
-    keys_ptr,
-    values_ptr,
-    places_ptr,
-    k_row,
-    k_head,
-    v_row,
-    v_head,
-    NUM_KV_HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-):
-    """The keys and values of one token, to `KVCache.places_of` it; grid (T,)."""
-    token = tl.program_id(0).to(tl.int64)
-    k_K = tl.arange(0, BLOCK_K)
-    h_H = tl.arange(0, BLOCK_H)
-    in_KH = (k_K < NUM_KV_HEADS)[:, None] & (h_H < HEAD_DIM)[None, :]
-    place_K = tl.load(places_ptr + token * NUM_KV_HEADS + k_K, mask=k_K < NUM_KV_HEADS, other=0)
-    place_KH = place_K[:, None] * HEAD_DIM + h_H[None, :]
-    k_KH = tl.load(k_ptr + token * k_row + k_K[:, None] * k_head + h_H[None, :], mask=in_KH)
-    v_KH = tl.load(v_ptr + token * v_row + k_K[:, None] * v_head + h_H[None, :], mask=in_KH)
-    tl.store(keys_ptr + place_KH, k_KH, mask=in_KH)
-    tl.store(values_ptr + place_KH, v_KH, mask=in_KH)

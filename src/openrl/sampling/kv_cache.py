@@ -54,6 +54,11 @@ class KVCache:
         self, layer: int, places: Int64[Tensor, " TK"], k_TKH: Float[Tensor, "T K H"], v_TKH: Float[Tensor, "T K H"]
     ) -> None:
         """Store new keys and values at `places_of` their tokens."""
+        if self.device.type == "cuda":
+            from openrl.sampling.cache_kernels import write_rows  # noqa: PLC0415  (triton is there only where CUDA is)
+
+            write_rows(self._keys[layer], self._values[layer], places, k_TKH, v_TKH)
+            return
         head_dim = k_TKH.shape[-1]
         for store, new_TKH in ((self._keys[layer], k_TKH), (self._values[layer], v_TKH)):
             store.view(-1, head_dim).index_copy_(0, places, new_TKH.reshape(-1, head_dim))
