@@ -1,6 +1,6 @@
 """Steps over fixed buffers give the tokens of the engine's own steps; here without graphs, on the CPU."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from openrl.model.base_model import BaseModel
-from openrl.model.batch import Segment
-from openrl.model.lora import AdapterBank
 from openrl.protocol.results import SampleResult
 from openrl.sampling.choice import choose_plain
+from openrl.sampling.decode_adapters import SegmentAdapters
 from openrl.sampling.decode_graph import GraphLoop, Parts, bucket_of
 from openrl.sampling.engine import PagedSamplingEngine
 from openrl.sampling.kv_cache import KVCache
@@ -56,25 +55,11 @@ class PlainAttentionOver:
         return 1
 
 
-class BankAdapters:
-    generation = 0
-    can_capture = False
-
-    def __init__(self, bank: AdapterBank) -> None:
-        self._bank = bank
-
-    def of_bucket(self, num_rows: int) -> AdapterBank:
-        return self._bank
-
-    def refill(self, num_rows: int, segments: Sequence[Segment]) -> None:
-        assert [segment.slot for segment in segments] == sorted(segment.slot for segment in segments)
-
-
 def with_buffers(model: BaseModel, num_steps: int, **settings: Any) -> PagedSamplingEngine:
     """An engine whose sequences decode through the buffers."""
     sampling = bursting(model, num_steps, **settings)
     attention = PlainAttentionOver(sampling._cache, model.num_heads)
-    parts = Parts(attention, BankAdapters(sampling._bank), choose_plain, sampling.max_sequences, max_pages=64)
+    parts = Parts(attention, SegmentAdapters(sampling._bank), choose_plain, sampling.max_sequences, max_pages=64)
     sampling._loop = GraphLoop(model, parts)
     return sampling
 

@@ -119,10 +119,6 @@ class GraphLoop:
         self._replay(self._bucket(num_rows, longest, slots, is_open=True), 1)
         return logits_RV[:num_rows]
 
-    def forget(self) -> None:
-        """Drop all graphs, for weights that have moved."""
-        self._graphs.clear()
-
     def _bucket(self, num_rows: int, longest: int, slots: Sequence[int], *, is_open: bool) -> Bucket:
         """Where such rows belong; also tells the adapters whose rows they serve."""
         rows = bucket_of(num_rows, self._parts.max_rows)
