@@ -93,6 +93,8 @@ class Bucket:
 class GraphLoop:
     """See DecodeLoop. On CPU, and where a capture fails, the same steps run one by one."""
 
+    takes_single_steps = True
+
     def __init__(self, model: BaseModel, parts: Parts) -> None:
         self._model = model
         self._parts = parts
@@ -164,6 +166,14 @@ class GraphLoop:
         state = self._state
         kept = state.lengths_R.clone(), state.tokens_R.clone()
         state.lengths_R.zero_()
+        try:
+            return self._record(bucket)
+        finally:
+            state.lengths_R.copy_(kept[0])
+            state.tokens_R.copy_(kept[1])
+            state.at_1.zero_()
+
+    def _record(self, bucket: Bucket) -> torch.cuda.CUDAGraph:
         stream = torch.cuda.Stream(self._model.device)
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -174,9 +184,6 @@ class GraphLoop:
         pool = next(iter(self._graphs.values())).pool() if self._graphs else None
         with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             self._step(bucket)
-        state.lengths_R.copy_(kept[0])
-        state.tokens_R.copy_(kept[1])
-        state.at_1.zero_()
         return graph
 
     def _step(self, bucket: Bucket) -> None:

@@ -41,6 +41,9 @@ class BurstTokens:
 class DecodeLoop(Protocol):
     """Runs bursts; writes keys and values to the cache and leaves the sequences as they are."""
 
+    takes_single_steps: bool
+    """Whether a burst of one step costs less than a step of the engine's own."""
+
     def run(self, burst: Burst) -> BurstTokens:
         """The tokens that single steps would choose."""
         ...
@@ -52,6 +55,8 @@ class DecodeLoop(Protocol):
 
 class SteppedLoop:
     """One forward pass after the other through the model runner."""
+
+    takes_single_steps = False
 
     def __init__(self, runner: ModelRunner) -> None:
         self._runner = runner

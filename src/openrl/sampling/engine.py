@@ -137,7 +137,7 @@ class PagedSamplingEngine:
         num_steps, reserved = self._reserve(slices, num_left, math.inf if tenants is None else self._turns.owed_s)
         self._cache.copy(plan.copies)
         self._cache.clear([*plan.fresh_blocks, *reserved])
-        if num_steps > 1:
+        if num_steps > 1 or (num_left and self._loop.takes_single_steps):
             self._burst(slices, num_left, num_steps)
         else:
             self._step(slices, forks)
