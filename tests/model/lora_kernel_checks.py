@@ -11,7 +11,7 @@ from openrl.model.batch import Segment
 from openrl.model.lora_launch import TritonLora
 from openrl.model.lora_tiles import GroupStack, RowTiles
 from openrl.model.lora_twin import TorchLora
-from tests.model.interpreted_triton import accept_scalars_of_one_element
+from tests.model.interpreted_triton import repair_interpreter
 from tests.model.lora_cases import random_stack, staged_gradients
 
 SEGMENTS = [
@@ -88,7 +88,9 @@ def check_copy(device: str) -> None:
         into = torch.full((37, 16), float("nan")).to(device, target)
         entry = [values.data_ptr(), into.data_ptr(), values.numel(), 11, 16]
         TritonLora().copy(torch.tensor([entry], device=device), source, target)
-        assert torch.equal(into[:, :11], values.to(target))
+        # Interpreted, bf16 is cut off rather than rounded.
+        bound = 0.0 if device == "cuda" or source == target else 2**-7
+        assert torch.allclose(into[:, :11].float(), values.to(target).float(), rtol=bound, atol=0.0)
         assert bool(into[:, 11:].isnan().all())
 
 
@@ -116,5 +118,5 @@ def assert_close(ours: Tensor, twin: Tensor) -> None:
 
 
 if __name__ == "__main__":
-    accept_scalars_of_one_element()
+    repair_interpreter()
     check_all(sys.argv[1])

@@ -69,7 +69,7 @@ class TritonLora:
             table.num_pieces, num_jobs, stack.scale_S.shape[0], stack.columns, stack.rank, stack.num_inputs, c0, c1, c2,
             x_TD.stride(0), g0.stride(0), g1.stride(0), g2.stride(0),
             BLOCK_T=64, BLOCK_C=GRAD_BLOCK, BLOCK_NA=_narrow_block(stack.columns), BLOCK_NB=_narrow_block(stack.rank),
-            PRECISION=_precision(x_TD), num_warps=4, num_stages=_stages(x_TD, 4),
+            PRECISION=_precision(x_TD), num_warps=8 if stack.columns > 64 else 4, num_stages=_stages(x_TD, 4),
         )  # fmt: skip
 
     def num_blocks(self, stack: GroupStack) -> int:

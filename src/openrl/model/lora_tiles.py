@@ -47,7 +47,9 @@ class RowTiles:
     def of(segments: Sequence[Segment], tile_rows: int, device: torch.device) -> "RowTiles":
         """Tiles of the segments; there is always at least one."""
         rows = tile_rows_of(segments, tile_rows)
-        return RowTiles(torch.tensor(rows or [(BASE_SLOT, 0, 0)], dtype=torch.int32).t().contiguous().to(device), tile_rows)
+        return RowTiles(
+            torch.tensor(rows or [(BASE_SLOT, 0, 0)], dtype=torch.int32).t().contiguous().to(device), tile_rows
+        )
 
     def refill(self, segments: Sequence[Segment]) -> None:
         """Put the tiles of other segments in place of the present ones; they must fit."""

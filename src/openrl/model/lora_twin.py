@@ -70,7 +70,7 @@ class TorchLora:
                 assert db_OR.shape[0] == num_outputs
 
     def copy(self, table_M5: Tensor, source: torch.dtype, target: torch.dtype) -> None:
-        """Copy matrices; rows of the table are source, target, number of values, row length, row stride of the target."""
+        """Copy matrices; table rows: source, target, number of values, row length, the target's row stride."""
         for from_at, to_at, num_values, length, stride in table_M5.tolist():
             num_rows = num_values // length
             values = tensor_at(from_at, num_values, source).view(num_rows, length)

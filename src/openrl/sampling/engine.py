@@ -14,9 +14,9 @@ from torch import Tensor
 from openrl.config import SamplingConfig
 from openrl.errors import OpenRLError, RequestFailed
 from openrl.model.adapter import AdapterWeights
+from openrl.model.adapter_banks import create_bank
 from openrl.model.base_model import BaseModel
 from openrl.model.batch import BASE_SLOT
-from openrl.model.lora import AdapterBank
 from openrl.sampling.adapters import AdapterSlots
 from openrl.sampling.base import FinishedSample, SampleJob, SamplingStats
 from openrl.sampling.batcher import Batcher, Fork, Slice
@@ -70,7 +70,7 @@ class PagedSamplingEngine:
         self._cache = cache
         self._load_adapter = load_adapter
         self._limits = EngineLimits(model.vocab_size, model.context_length, sizes.num_blocks * sizes.block_tokens)
-        self._bank = AdapterBank(model.linear_shapes, sizes.num_adapters, model.dtype, model.device)
+        self._bank = create_bank(model, sizes.num_adapters)
         self._runner = ModelRunner(model, cache, self._bank)
         self._slots = AdapterSlots(sizes.num_adapters)
         self._blocks = BlockManager(sizes.num_blocks, sizes.block_tokens, sizes.max_idle_blocks)
