@@ -17,6 +17,7 @@ from openrl.model.adapter import AdapterWeights
 from openrl.model.adapter_banks import create_bank
 from openrl.model.base_model import BaseModel
 from openrl.model.batch import BASE_SLOT
+from openrl.model.lora import AdapterBank
 from openrl.sampling.adapters import AdapterSlots
 from openrl.sampling.base import FinishedSample, SampleJob, SamplingStats
 from openrl.sampling.batcher import Batcher, Fork, Slice
