@@ -52,8 +52,13 @@ def time_part(workload: str, seconds: float, limit_s: float, required_ms: float,
     return Part(workload, value, "ms", round(1e3 * limit_s, 3), round(limit_s / seconds, 3), required_ms, details)
 
 
-def options_of(description: str | None, workloads: Sequence[str], argv: Sequence[str] | None) -> argparse.Namespace:
-    """The options that all these benchmarks have; `options.workloads` are those chosen, in order."""
+def options_of(
+    description: str | None,
+    workloads: Sequence[str],
+    argv: Sequence[str] | None,
+    add_options: Callable[[argparse.ArgumentParser], None] = lambda _: None,
+) -> argparse.Namespace:
+    """The options that all these benchmarks have and those added; `options.workloads` are those chosen, in order."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=SHAPES, default="qwen3-4b")
     parser.add_argument("--workloads", nargs="+", choices=workloads, default=list(workloads), metavar="WORKLOAD")
@@ -61,6 +66,7 @@ def options_of(description: str | None, workloads: Sequence[str], argv: Sequence
     parser.add_argument("--tiny", action="store_true", help="a model and workloads for a CPU: shows that it runs")
     parser.add_argument("--record", action="store_true", help="append the result to bench/results")
     parser.add_argument("--json", action="store_true", help="print only the result line")
+    add_options(parser)
     options = parser.parse_args(argv)
     options.workloads = [workload for workload in workloads if workload in options.workloads]
     return options

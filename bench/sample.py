@@ -1,6 +1,7 @@
 """Decoding through the sampling engine: generated tokens a second.
 
     python -m bench.sample --json [--model qwen3-4b] [--workloads adapters64 base64 uniform] [--tiny] [--record]
+    python -m bench.sample --json --only qwen3-4b:adapters256 qwen3-0.6b:base64 gemma-3-1b:base64 [--profile]
 
 base64, base256          64 or 256 sequences of 256 prompt tokens and 512 new ones, on the base model
 adapters64, adapters256  the same over 8 snapshots of rank 32
@@ -8,19 +9,23 @@ snapshots                64 sequences, each on a snapshot of its own, beside the
 shared                   16 groups of 16 samples of one prompt of 1,024 tokens, beside 256 prompts of their own
 uniform                  256 sequences on the base, prompts and lengths uniform in 100-1024 (seed 0; 133,966 new tokens)
 Decode rates are of the steps after the first token: the time of a run less that of one that ends after one token.
-The twin is one sequence at a time.
+A run before them, which does not count, captures the graphs. The twin is one sequence at a time.
+--only names rows of several models for one result; --profile prints the kernels of some steps before it.
 """
 
+import gc
 import random
+from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from torch.profiler import ProfilerActivity
 
 from bench.limits import Limits, limits_of
-from bench.models import RANK, create_model, random_adapter
+from bench.models import RANK, SHAPES, create_model, random_adapter
 from bench.records import Part, finish, options_of, rate_part, timed
 from openrl.config import SamplingConfig
 from openrl.errors import RequestFailed
@@ -34,6 +39,7 @@ from openrl.sampling.kv_cache import bytes_per_block
 
 WORKLOADS = ("adapters64", "adapters256", "base64", "base256", "snapshots", "shared", "uniform")
 BLOCK_TOKENS = 16
+PROFILED_CALLS = 4
 REQUIRED: Mapping[tuple[str, str], float] = {
     ("qwen3-4b", "adapters64"): 9_600.0,
     ("qwen3-4b", "adapters256"): 18_000.0,
@@ -79,6 +85,21 @@ class Sampling:
         self, lengths: Sequence[int], new: Sequence[int], num_adapters: int = 0, num_samples: int = 1
     ) -> tuple[float, int]:
         """Time of one round and the prompt tokens computed; request i is on snapshot i modulo their number."""
+        jobs = self._jobs(lengths, new, num_adapters, num_samples)
+        results: dict[str, SampleResult | RequestFailed] = {}
+        counts: list[int] = []
+        taken = timed(lambda: results.update(run_to_end(self._engine, jobs, counts)))
+        num_new = sum(len(s.tokens) for r in results.values() if isinstance(r, SampleResult) for s in r.sequences)
+        assert num_new == num_samples * sum(new), f"{num_new} tokens in place of {num_samples * sum(new)}"
+        return taken, sum(counts) - num_new
+
+    def begin(self, num_requests: int, prompt: int, new: int, num_adapters: int) -> PagedSamplingEngine:
+        """The engine with a round of requests that nobody has stepped yet."""
+        for job in self._jobs([prompt] * num_requests, [new] * num_requests, num_adapters, 1):
+            self._engine.add(job)
+        return self._engine
+
+    def _jobs(self, lengths: Sequence[int], new: Sequence[int], num_adapters: int, num_samples: int) -> list[SampleJob]:
         self._rounds += 1
         prompts = prompts_of(self._vocab_size, lengths, self._rounds)
         jobs: list[SampleJob] = []
@@ -87,19 +108,14 @@ class Sampling:
             chosen = SamplingOptions(max_tokens=length, seed=index, stops_at_eos=False)
             sampler = SamplerSpec(f"s{key}", "bench", key)
             jobs.append(SampleJob(f"{self._rounds}-{index}", sampler, prompt, num_samples, chosen))
-        results: dict[str, SampleResult | RequestFailed] = {}
-        counts: list[int] = []
-        taken = timed(lambda: results.update(run_to_end(self._engine, jobs, counts)))
-        num_new = sum(len(s.tokens) for r in results.values() if isinstance(r, SampleResult) for s in r.sequences)
-        assert num_new == num_samples * sum(new), f"{num_new} tokens in place of {num_samples * sum(new)}"
-        return taken, sum(counts) - num_new
+        return jobs
 
     def decode_rate(
         self, num_requests: int, prompt: int, new: int, num_adapters: int = 0, num_samples: int = 1
     ) -> tuple[float, dict[str, Any]]:
         """Tokens/s after the first token, and what else the round showed."""
         lengths = [prompt] * num_requests
-        self.seconds(lengths, [2] * num_requests, num_adapters, num_samples)  # warms up, loads the adapters
+        self.seconds(lengths, [new] * num_requests, num_adapters, num_samples)  # warms up, loads the adapters
         first_s, _ = self.seconds(lengths, [1] * num_requests, num_adapters, num_samples)
         whole_s, computed = self.seconds(lengths, [new] * num_requests, num_adapters, num_samples)
         num_sequences = num_requests * num_samples
@@ -193,31 +209,78 @@ def uniform(model: BaseModel, work: Work, limits: Limits, name: str) -> Part:
     prompts = [len([draw.randint(0, 10000) for _ in range(draw.randint(low, high))]) for _ in range(num_sequences)]
     new = [draw.randint(low, high) for _ in range(num_sequences)]
     sampling = Sampling(model, num_sequences, 2 * high, 0)
-    sampling.seconds(prompts, [2] * num_sequences)
+    sampling.seconds(prompts, new)
     taken, _ = sampling.seconds(prompts, new)
     limit = limits.decode_rate(num_sequences, (low + high) * 0.75)
     return rate_part("uniform", sum(new) / taken, limit, REQUIRED.get((name, "uniform")), tokens=sum(new))
 
 
+def profile(model: BaseModel, work: Work, num_adapters: int) -> str:
+    """Where the time of a few calls of `step` goes, kernel by kernel, with all sequences decoding."""
+    batch = work.batches[1]
+    sampling = Sampling(model, batch, work.prompt + work.new, num_adapters)
+    sampling.decode_rate(batch, work.prompt, work.new, num_adapters)
+    engine = sampling.begin(batch, work.prompt, work.new, num_adapters)
+    while engine.stats().num_waiting:
+        engine.step()
+    for _ in range(PROFILED_CALLS):
+        engine.step()  # how long a step takes is known after some
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
+    with torch.profiler.profile(activities=activities) as profiler:
+        for _ in range(PROFILED_CALLS):
+            engine.step()
+    order = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+    return profiler.key_averages().table(sort_by=order, row_limit=25, max_name_column_width=70)
+
+
+def part_of(model: BaseModel, workload: str, work: Work, name: str) -> Part:
+    """The figure of one workload on one model."""
+    limits = limits_of(model, RANK)
+    if workload == "snapshots":
+        return snapshots(model, work)
+    if workload == "shared":
+        return shared(model, work)
+    if workload == "uniform":
+        return uniform(model, work, limits, name)
+    return decode(model, work, limits, workload, name)
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """Those of this benchmark alone."""
+    rows = [f"{model}:{workload}" for model in SHAPES for workload in WORKLOADS]
+    parser.add_argument("--only", nargs="+", choices=rows, metavar="MODEL:WORKLOAD", help="these rows, in one result")
+    parser.add_argument("--profile", action="store_true", help="print the 25 kernels that take most time")
+
+
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    options = options_of(__doc__, WORKLOADS, argv)
-    model = create_model(options.model, options.tiny)
-    limits, work = limits_of(model, RANK), make_work(options.tiny)
+    options = options_of(__doc__, WORKLOADS, argv, add_options)
+    chosen: dict[str, list[str]] = {}
+    for row in options.only or [f"{options.model}:{workload}" for workload in options.workloads]:
+        name, _, workload = row.partition(":")
+        chosen.setdefault(name, []).append(workload)
+    work = make_work(options.tiny)
     parts: list[Part] = []
-    for workload in options.workloads:
-        if workload == "snapshots":
-            parts.append(snapshots(model, work))
-        elif workload == "shared":
-            parts.append(shared(model, work))
-        elif workload == "uniform":
-            parts.append(uniform(model, work, limits, options.model))
-        else:
-            parts.append(decode(model, work, limits, workload, options.model))
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-    alone, _ = Sampling(model, 1, work.prompt + 32, 0).decode_rate(1, work.prompt, 4 if options.tiny else 32)
-    twin = {"what": "one sequence at a time", "value": round(alone, 1), "unit": "tok/s"}
+    twin: dict[str, Any] = {"what": "one sequence at a time", "unit": "tok/s"}
+    for name, workloads in chosen.items():
+        model = create_model(name, options.tiny)
+        for workload in workloads:
+            part = part_of(model, workload, work, name)
+            parts.append(replace(part, workload=f"{name} {part.workload}") if len(chosen) > 1 else part)
+            free_memory()
+        if options.profile:
+            print(profile(model, work, min(8, work.batches[1]) if "adapters256" in workloads else 0))
+        alone, _ = Sampling(model, 1, work.prompt + 32, 0).decode_rate(1, work.prompt, 4 if options.tiny else 32)
+        twin.setdefault("value", round(alone, 1))
+        del model
+        free_memory()
     return finish("sample", parts, twin, options)
+
+
+def free_memory() -> None:
+    """Engines that have ended hold theirs in cycles."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":

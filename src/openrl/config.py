@@ -160,6 +160,9 @@ class SamplingConfig(Section):
     max_slowdown: float = Field(default=1.5, ge=1.25)
     """Most that the samples of others slow down the decoding of a tenant that has less than its part of the batch; a
     large value favours throughput."""
+    burst_s: float | None = Field(default=None, ge=0)
+    """Sequences decode for about this long without the host looking at their tokens; a new request waits for the end of
+    it. 0: one step at a time. Unset: 0.05 on CUDA, 0 on CPU."""
 
 
 class WorkerConfig(Section):

@@ -55,7 +55,7 @@ class Bench:
         plan = self.batcher.plan(tenants)
         check(self, plan, tenants)
         for each in plan.slices:
-            self.batcher.advance(each)
+            self.batcher.advance(each.sequence, each.start + each.length)
         complete = [each.sequence for each in plan.slices if each.is_last]
         for sequence in complete:
             if sequence.prompt.leader is sequence:

@@ -18,6 +18,7 @@ from openrl.errors import InvalidRequest
 from openrl.model.adapter import ATTENTION_PROJECTIONS, HEAD_NAME, MLP_PROJECTIONS
 from openrl.model.batch import ROW_MULTIPLE, Adapters, Batch, Segment
 from openrl.model.compile import LayerCompiler, traced_attention
+from openrl.model.linear_groups import LinearGroup, fuse_linears
 from openrl.model.lora import ActiveBatch, LoraLinear, product_fp32
 from openrl.model.memory import release_freed_memory
 from openrl.model.recompute import make_recomputable
@@ -58,10 +59,11 @@ class BaseModel:
     """One copy of a base model's weights, shared by training and sampling.
 
     Not thread-safe: one forward pass at a time. `linear_shapes`: name -> (inputs, outputs) of every linear
-    that an adapter may train, in model order, the head last.
+    that an adapter may train, in model order, the head last. `linear_groups`: those computed together; see
+    linear_groups. Empty where every linear is computed by itself.
     """
 
-    def __init__(self, source: ModelSource, causal_lm: Any, tokenizer: Any) -> None:
+    def __init__(self, source: ModelSource, causal_lm: Any, tokenizer: Any, *, fuses_linears: bool) -> None:
         config = causal_lm.config.get_text_config()
         self.name = source.name
         self.path = source.path
@@ -79,13 +81,20 @@ class BaseModel:
         self.eos_token_ids = _eos_token_ids(causal_lm, config)
         self._active = ActiveBatch()
         self._body = causal_lm.model
-        self.linear_shapes = _replace_linears(causal_lm, self._active)
+        self.linear_groups: list[LinearGroup] = []
+        if fuses_linears:
+            self.linear_groups = fuse_linears(causal_lm, (*ATTENTION_PROJECTIONS, *MLP_PROJECTIONS), self._active)
+        self.linear_shapes = _fused_shapes(self.linear_groups) or _replace_linears(causal_lm, self._active)
         if source.compiler is not None:
             LayerCompiler(_attention, source.compiler).compile_layers(self._body.layers)
         make_recomputable(list(self._body.layers), self._active)
         head = causal_lm.get_output_embeddings()
         self.head_weight: Tensor = head.weight
         self.linear_shapes[HEAD_NAME] = (self.head_weight.shape[1], self.head_weight.shape[0])
+        if self.linear_groups:
+            self.linear_groups.append(
+                LinearGroup((HEAD_NAME,), self.head_weight.shape[1], (self.head_weight.shape[0],))
+            )
 
     def pad_rows(self, num_rows: int) -> int:
         """The next row count that keeps rows independent of each other."""
@@ -156,12 +165,19 @@ def register_attention() -> None:
     AttentionInterface.register(ATTENTION_NAME, _attention)
 
 
-def create_base_model(source: ModelSource, causal_lm: Any, tokenizer: Any) -> BaseModel:
-    """Our model around a transformers one whose attention is ATTENTION_NAME; takes it over."""
+def create_base_model(
+    source: ModelSource, causal_lm: Any, tokenizer: Any, *, fuses_linears: bool | None = None
+) -> BaseModel:
+    """Our model around a transformers one whose attention is ATTENTION_NAME; takes it over.
+
+    `fuses_linears`: see linear_groups; by default everywhere but on CPU, where a row's bits would change.
+    """
     causal_lm.to(source.device).eval().requires_grad_(requires_grad=False)
     if source.device.type == "cpu":
         narrow_tables(causal_lm)
-    return BaseModel(source, causal_lm, tokenizer)
+    if fuses_linears is None:
+        fuses_linears = source.device.type != "cpu"
+    return BaseModel(source, causal_lm, tokenizer, fuses_linears=fuses_linears)
 
 
 def _refuse_unsupported(name: str, config: Any) -> None:
@@ -205,6 +221,14 @@ def _replace_linears(causal_lm: Any, active: ActiveBatch) -> dict[str, tuple[int
     if not shapes:
         raise InvalidRequest(f"{type(causal_lm).__name__} has none of the projections that adapters train")
     return shapes
+
+
+def _fused_shapes(groups: list[LinearGroup]) -> dict[str, tuple[int, int]]:
+    return {
+        name: (group.num_inputs, size)
+        for group in groups
+        for name, size in zip(group.names, group.outputs, strict=True)
+    }
 
 
 def _layer_windows(config: Any) -> list[int | None]:

@@ -15,6 +15,7 @@ from torch.fx import GraphModule
 
 from openrl.model.batch import Batch
 from openrl.model.layer_stages import compile_stages
+from openrl.model.linear_groups import GroupMember
 from openrl.model.lora import LoraLinear
 from openrl.telemetry.logs import get_logger
 
@@ -62,7 +63,7 @@ class OpaqueLinear(nn.Module):
         self.register_buffer("number", torch.tensor(number), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """See LoraLinear."""
+        """See LoraLinear and GroupMember."""
         if torch.compiler.is_compiling():
             return traced_linear(x, self.number, self.num_outputs)
         return self.linear(x)
@@ -88,7 +89,7 @@ class LayerCompiler:
     def _make_opaque(self, layer: nn.Module) -> None:
         for name, module in list(layer.named_modules()):
             parent_name, _, child = name.rpartition(".")
-            if isinstance(module, LoraLinear):
+            if isinstance(module, LoraLinear | GroupMember):
                 setattr(layer.get_submodule(parent_name), child, OpaqueLinear(module, self._number(module)))
             elif hasattr(module, "layer_idx") and hasattr(module, "q_proj"):
                 module.register_buffer("openrl_number", torch.tensor(self._number(module)), persistent=False)

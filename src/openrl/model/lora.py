@@ -70,6 +70,11 @@ class AdapterBank:
         factors.a_RD.copy_(pair.a_RD)
         factors.b_OR.copy_(pair.b_OR)
 
+    def refill(self, slot: int, pairs: Mapping[str, LoraPair]) -> None:
+        """Overwrite the factors of linears that the slot already has."""
+        for name, pair in pairs.items():
+            self.write_pair(slot, name, pair)
+
     def clear(self, slot: int) -> None:
         """Zero a slot, so that nothing of its former owner is left, and give back its memory where that can be."""
         for name in self._slots[slot]:

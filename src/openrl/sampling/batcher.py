@@ -102,10 +102,31 @@ class Batcher:
             self.blocks.hold(prompt.kept_blocks)
             self._kept[prompt.arrival] = prompt
 
-    def advance(self, step: Slice) -> None:
-        """The slice has been computed: its full blocks may be shared from here on."""
-        sequence = step.sequence
-        sequence.num_computed = step.start + step.length
+    def reserve(self, slices: Iterable[Slice], num_left: Iterable[int], num_steps: int) -> tuple[int, list[int]]:
+        """Have blocks for several tokens of sequences that decode, each for at most what it has left.
+
+        Returns the number of steps, fewer where blocks are short, and the blocks taken.
+        """
+        rows = [(step.sequence, step.start, left) for step, left in zip(slices, num_left, strict=True)]
+        counts: list[int] = []
+        while num_steps > 1:
+            counts = [self.blocks.blocks_for(at + min(left, num_steps)) - len(s.blocks) for s, at, left in rows]
+            if sum(counts) <= self.blocks.num_free:
+                break
+            num_steps //= 2
+        fresh: list[int] = []
+        if num_steps > 1:
+            for (sequence, _, _), count in zip(rows, counts, strict=True):
+                if count:
+                    taken = self.blocks.allocate(count)
+                    assert taken is not None, "room was checked"
+                    sequence.blocks += taken
+                    fresh += taken
+        return num_steps, fresh
+
+    def advance(self, sequence: Sequence, num_computed: int) -> None:
+        """So many of its tokens have been computed: the full blocks may be shared from here on."""
+        sequence.num_computed = num_computed
         self.blocks.seal(
             sequence.prompt.cache_key, sequence.tokens, sequence.blocks, sequence.digests, sequence.num_computed
         )

@@ -3,10 +3,10 @@
 Legend: T packed rows, M chosen rows, C rows of a chunk, D model dim, V vocab, K likeliest tokens.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -14,13 +14,16 @@ from torch import Tensor
 from openrl.config import SamplingConfig
 from openrl.errors import OpenRLError, RequestFailed
 from openrl.model.adapter import AdapterWeights
+from openrl.model.adapter_banks import create_bank
 from openrl.model.base_model import BaseModel
 from openrl.model.batch import BASE_SLOT
 from openrl.model.lora import AdapterBank
 from openrl.sampling.adapters import AdapterSlots
 from openrl.sampling.base import FinishedSample, SampleJob, SamplingStats
-from openrl.sampling.batcher import Batcher, Slice
+from openrl.sampling.batcher import Batcher, Fork, Slice
 from openrl.sampling.block_manager import BlockManager
+from openrl.sampling.burst import BurstLength
+from openrl.sampling.decode_loop import Burst, DecodeLoop, SteppedLoop
 from openrl.sampling.kv_cache import KVCache
 from openrl.sampling.logits_processing import process
 from openrl.sampling.model_runner import ModelRunner, row_ranges
@@ -29,9 +32,11 @@ from openrl.sampling.request import (
     ActiveRequest,
     EngineLimits,
     choices_of,
+    choices_with,
     non_finite,
     open_request,
     processing_for,
+    uniforms_of,
 )
 from openrl.sampling.sampler import choose_tokens, likeliest_tokens, row_chunks, tempered_logprobs
 from openrl.sampling.sequence import Sequence as SampledSequence
@@ -66,11 +71,13 @@ class PagedSamplingEngine:
         self._cache = cache
         self._load_adapter = load_adapter
         self._limits = EngineLimits(model.vocab_size, model.context_length, sizes.num_blocks * sizes.block_tokens)
-        self._bank = AdapterBank(model.linear_shapes, sizes.num_adapters, model.dtype, model.device)
+        self._bank = create_bank(model, sizes.num_adapters)
         self._runner = ModelRunner(model, cache, self._bank)
         self._slots = AdapterSlots(sizes.num_adapters)
         self._blocks = BlockManager(sizes.num_blocks, sizes.block_tokens, sizes.max_idle_blocks)
         self._batcher = Batcher(self._blocks, self._slots, sizes.max_sequences, sizes.prefill_tokens)
+        self._loop: DecodeLoop = _create_loop(model, cache, self._bank, sizes) or SteppedLoop(self._runner)
+        self._lengths = BurstLength(sizes.burst_s)
         self._turns = StepTurns(sizes.max_sequences, sizes.max_slowdown)
         self._clock = clock
         self._requests: dict[str, ActiveRequest] = {}
@@ -126,18 +133,63 @@ class PagedSamplingEngine:
         # Requests whose adapter could not be loaded are gone; their part of the plan goes too.
         slices = sorted((s for s in plan.slices if self._is_live(s.sequence)), key=lambda s: self._slot(s.sequence))
         forks = [fork for fork in plan.forks if self._is_live(fork.sequence)]
+        is_decode = all(each.length == 1 for each in plan.slices)
+        num_left = [] if forks or not is_decode else self._num_left(slices)
+        num_steps, reserved = self._reserve(slices, num_left, math.inf if tenants is None else self._turns.owed_s)
         self._cache.copy(plan.copies)
-        self._cache.clear(plan.fresh_blocks)
+        self._cache.clear([*plan.fresh_blocks, *reserved])
+        if num_steps > 1 or (num_left and self._loop.takes_single_steps):
+            self._burst(slices, num_left, num_steps)
+        else:
+            self._step(slices, forks)
+        seconds = self._clock() - started
+        if num_left:
+            self._lengths.record(num_steps, seconds)
+        self._turns.record(tenants, seconds, is_decode=is_decode, num_steps=num_steps)
+        ended, self._ended = self._ended, []
+        return ended
+
+    def _num_left(self, slices: list[Slice]) -> list[int]:
+        """Tokens that each sequence may still take; nothing where one of them cannot join a burst."""
+        num_left: list[int] = []
+        for step in slices:
+            sequence = step.sequence
+            request = self._of_prompt[sequence.prompt.arrival]
+            if not request.is_plain or sequence.is_prefill or sequence.prompt.next_scored is not None:
+                return []
+            num_left.append(request.stop_rule.num_left(sequence.num_generated))
+        return num_left
+
+    def _reserve(self, slices: list[Slice], num_left: list[int], max_s: float) -> tuple[int, list[int]]:
+        """How many steps to do at once, and the blocks taken for them."""
+        if not num_left:
+            return 1, []
+        num_steps = self._lengths.num_steps(num_left, max_s, are_waiting=bool(self._batcher.waiting))
+        return self._batcher.reserve(slices, num_left, num_steps)
+
+    def _burst(self, slices: list[Slice], num_left: list[int], num_steps: int) -> None:
+        """Append up to so many tokens to every sequence; end those that are complete."""
+        sequences = [step.sequence for step in slices]
+        requests = [self._of_prompt[sequence.prompt.arrival] for sequence in sequences]
+        uniform_KB = uniforms_of(sequences, requests, num_steps)
+        num_tokens = [min(left, num_steps) for left in num_left]
+        slots = [self._slot(sequence) for sequence in sequences]
+        burst = Burst(sequences, slots, num_tokens, choices_with(requests, uniform_KB[0]), uniform_KB)
+        found = self._loop.run(burst)
+        tokens_BK, logprobs_BK = found.tokens_KB.T.tolist(), found.logprobs_KB.T.tolist()
+        rows = zip(sequences, requests, num_tokens, tokens_BK, logprobs_BK, strict=True)
+        for sequence, request, count, tokens, logprobs in rows:
+            if self._is_live(sequence):
+                self._append(sequence, request, tokens[:count], logprobs[:count])
+
+    def _step(self, slices: list[Slice], forks: list[Fork]) -> None:
+        """Compute the slices and append a token to every sequence that is complete."""
         sequences, logits = self._compute(slices) if slices else ([], [])
         if forks:
             sequences += [fork.sequence for fork in forks]
             logits.append(torch.stack([fork.logits_V for fork in forks]))
         if sequences:
             self._choose(sequences, logits)
-        is_decode = all(each.length == 1 for each in plan.slices)
-        self._turns.record(tenants, self._clock() - started, is_decode=is_decode)
-        ended, self._ended = self._ended, []
-        return ended
 
     def _load_adapters(self) -> None:
         """Fill the slots given away by the plan; an adapter that cannot be loaded fails its requests alone."""
@@ -152,11 +204,24 @@ class PagedSamplingEngine:
                 self._slots.forget(key)
 
     def _compute(self, slices: list[Slice]) -> tuple[list[SampledSequence], list[Tensor]]:
-        """One forward pass and the prompt scores from it; returns the complete sequences and their logits."""
+        """Returns the sequences complete after these slices and their logits."""
+        decoding = [step for step in slices if not step.sequence.is_prefill]
+        sequences = [step.sequence for step in decoding]
+        logits_BV = self._loop.logits(sequences, [self._slot(each) for each in sequences]) if sequences else None
+        if logits_BV is None:
+            return self._forward(slices)
+        others = [step for step in slices if step.sequence.is_prefill]
+        for step in decoding:
+            self._batcher.advance(step.sequence, step.start + step.length)
+        more_sequences, more_logits = self._forward(others) if others else ([], [])
+        return [*sequences, *more_sequences], [logits_BV, *more_logits]
+
+    def _forward(self, slices: list[Slice]) -> tuple[list[SampledSequence], list[Tensor]]:
+        """One forward pass and the prompt scores from it; see _compute."""
         rows = row_ranges(slices, [self._slot(step.sequence) for step in slices])
         hidden_TD = self._runner.hidden(slices, [part.slot for part in rows])
         for step in slices:
-            self._batcher.advance(step)
+            self._batcher.advance(step.sequence, step.start + step.length)
         scorers = [self._of_prompt[step.sequence.prompt.arrival].scorer for step in slices]
         score_prompts(self._runner, hidden_TD, slices, rows, scorers)
         sequences = [step.sequence for step in slices if step.is_last]
@@ -193,16 +258,23 @@ class PagedSamplingEngine:
             self._add_topk(sequences[rows], requests[rows], logprobs_CV)
         for sequence, request, token, logprob in zip(sequences, requests, tokens, logprobs, strict=True):
             if self._is_live(sequence):
-                self._append(sequence, request, token, logprob)
+                self._append(sequence, request, [token], [logprob])
 
-    def _append(self, sequence: SampledSequence, request: ActiveRequest, token: int, logprob: float) -> None:
-        if not np.isfinite(logprob):
+    def _append(
+        self, sequence: SampledSequence, request: ActiveRequest, tokens: list[int], logprobs: list[float]
+    ) -> None:
+        """Take a sequence's next tokens up to the one that ends it."""
+        num_finite = len(logprobs)
+        if not all(map(math.isfinite, logprobs)):
+            num_finite = next(i for i, logprob in enumerate(logprobs) if not math.isfinite(logprob))
+        watch = request.watches[sequence.sample_index]
+        count, sequence.stop_reason = request.stop_rule.cut(tokens[:num_finite], sequence.num_generated, watch)
+        if sequence.stop_reason is None and num_finite < len(tokens):
             self._end(request, non_finite())
             return
-        sequence.tokens.append(token)
-        sequence.logprobs.append(logprob)
-        watch = request.watches[sequence.sample_index]
-        sequence.stop_reason = request.stop_rule.reason(token, sequence.num_generated, watch)
+        sequence.tokens += tokens[:count]
+        sequence.logprobs += logprobs[:count]
+        self._batcher.advance(sequence, len(sequence.tokens) - 1)
         if sequence.stop_reason is not None:
             self._batcher.finish(sequence)
             if request.is_finished:
@@ -241,3 +313,12 @@ class PagedSamplingEngine:
 def create_sampling_engine(model: BaseModel, config: SamplingConfig, load_adapter: LoadAdapter) -> PagedSamplingEngine:
     """An engine over `model`; raises InvalidRequest where the cache cannot hold a single block."""
     return PagedSamplingEngine(model, resolve_sizes(model, config), load_adapter)
+
+
+def _create_loop(model: BaseModel, cache: KVCache, bank: AdapterBank, sizes: EngineSizes) -> DecodeLoop | None:
+    if model.device.type != "cuda":
+        return None
+    # Triton need not be installed where there is no GPU.
+    from openrl.sampling.decode_device import create_graph_loop  # noqa: PLC0415
+
+    return create_graph_loop(model, cache, bank, sizes.max_sequences, sizes.num_blocks)

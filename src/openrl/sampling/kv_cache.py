@@ -29,11 +29,17 @@ class KVCache:
     ) -> None:
         self.block_tokens = block_tokens
         self.num_kv_heads = num_kv_heads
+        self.head_dim = head_dim
+        self.dtype = dtype
         self.device = device
         size = (num_blocks * num_kv_heads, block_tokens, head_dim)
         self._keys = [lazy_zeros(size, dtype, device) for _ in range(num_layers)]
         self._values = [lazy_zeros(size, dtype, device) for _ in range(num_layers)]
         self._heads_K = torch.arange(num_kv_heads, device=device)
+
+    def layer(self, layer: int) -> tuple[Float[Tensor, "PK E H"], Float[Tensor, "PK E H"]]:
+        """All keys and values of a layer, for kernels that find the pages themselves."""
+        return self._keys[layer], self._values[layer]
 
     def rows_of(self, blocks_G: Int64[Tensor, " G"]) -> Int64[Tensor, "K G"]:
         """Where the pages of these blocks are, head by head."""
@@ -48,6 +54,11 @@ class KVCache:
         self, layer: int, places: Int64[Tensor, " TK"], k_TKH: Float[Tensor, "T K H"], v_TKH: Float[Tensor, "T K H"]
     ) -> None:
         """Store new keys and values at `places_of` their tokens."""
+        if self.device.type == "cuda":
+            from openrl.sampling.cache_kernels import write_rows  # noqa: PLC0415  (triton is there only where CUDA is)
+
+            write_rows(self._keys[layer], self._values[layer], places, k_TKH, v_TKH)
+            return
         head_dim = k_TKH.shape[-1]
         for store, new_TKH in ((self._keys[layer], k_TKH), (self._values[layer], v_TKH)):
             store.view(-1, head_dim).index_copy_(0, places, new_TKH.reshape(-1, head_dim))

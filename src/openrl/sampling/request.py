@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from openrl.errors import RequestFailed
 from openrl.protocol.datum import SparseCsr
@@ -43,6 +44,7 @@ class ActiveRequest:
     stop_rule: StopRule
     scorer: PromptScorer | None
     histories: tuple[TokenHistory, ...]  # one a sample, or none at all without penalties
+    is_plain: bool  # tokens are drawn from the whole tempered distribution, or are its likeliest; no more is asked
 
     @property
     def is_finished(self) -> bool:
@@ -101,18 +103,29 @@ def open_request(
         stop_rule=stop_rule,
         scorer=None if prompt.next_scored is None else PromptScorer(job, seed),
         histories=_histories(job, tokens),
+        is_plain=_is_plain(job),
     )
 
 
 def choices_of(sequences: list[Sequence], requests: list[ActiveRequest]) -> Choices:
     """How each of these sequences chooses its next token; `requests[i]` owns `sequences[i]`."""
-    options = [request.job.options for request in requests]
-    uniform = uniforms(
+    return choices_with(requests, uniforms_of(sequences, requests, 1)[0])
+
+
+def uniforms_of(sequences: list[Sequence], requests: list[ActiveRequest], num_steps: int) -> NDArray[np.float64]:
+    """The uniform numbers of these sequences' next tokens, [steps, sequences]."""
+    num_generated = np.array([sequence.num_generated for sequence in sequences], np.uint64)
+    return uniforms(
         np.array([request.seed for request in requests], np.uint64),
         SAMPLED_TOKENS,
         np.array([sequence.sample_index for sequence in sequences], np.uint64),
-        np.array([sequence.num_generated for sequence in sequences], np.uint64),
+        num_generated + np.arange(num_steps, dtype=np.uint64)[:, None],
     )
+
+
+def choices_with(requests: list[ActiveRequest], uniform: NDArray[np.float64]) -> Choices:
+    """How these requests choose with one uniform number each."""
+    options = [request.job.options for request in requests]
     return Choices(
         temperature=torch.tensor([option.temperature for option in options], dtype=torch.float32),
         top_k=torch.tensor([max(option.top_k, 0) for option in options]),
@@ -182,6 +195,13 @@ def _histories(job: SampleJob, tokens: list[int]) -> tuple[TokenHistory, ...]:
         return ()
     prompt = PromptTokens(tokens)
     return tuple(TokenHistory(prompt, len(tokens)) for _ in range(job.num_samples))
+
+
+def _is_plain(job: SampleJob) -> bool:
+    options = job.options
+    is_greedy = options.temperature == 0.0 or options.top_k == 1
+    is_cut = not is_greedy and (options.top_k > 0 or options.top_p < 1.0)
+    return not (is_cut or options.min_p or options.has_penalties or job.topk_sample_logprobs)
 
 
 def _check_tokens(job: SampleJob, limits: EngineLimits) -> None:

@@ -11,6 +11,7 @@ from openrl.sampling.kv_cache import bytes_per_block
 
 CPU_CACHE_BYTES = 2**29
 CUDA_CACHE_SHARE = 0.3
+CUDA_BURST_S = 0.05
 
 CPU_IDLE_SHARE = 0.25
 """Share of the cache that may hold prefixes nobody uses while other pages have never been written."""
@@ -27,6 +28,7 @@ class EngineSizes:
     block_tokens: int
     num_adapters: int
     max_slowdown: float
+    burst_s: float
 
 
 def resolve_sizes(model: BaseModel, config: SamplingConfig) -> EngineSizes:
@@ -47,6 +49,7 @@ def resolve_sizes(model: BaseModel, config: SamplingConfig) -> EngineSizes:
         block_tokens=config.block_tokens,
         num_adapters=config.resident_adapters,
         max_slowdown=config.max_slowdown,
+        burst_s=(CUDA_BURST_S if is_cuda else 0.0) if config.burst_s is None else config.burst_s,
     )
 
 

@@ -35,15 +35,21 @@ class StepTurns:
             self._owed_s = self._due(self._common_s)  # who comes in the middle of a common step has waited for it
         return light if light and self._owed_s > 0.0 else None
 
-    def record(self, served: frozenset[str] | None, seconds: float, *, is_decode: bool) -> None:
-        """A step took this long; `is_decode`: it computed no prompts."""
+    @property
+    def owed_s(self) -> float:
+        """Seconds of own steps that the light tenants have coming."""
+        return self._owed_s
+
+    def record(self, served: frozenset[str] | None, seconds: float, *, is_decode: bool, num_steps: int = 1) -> None:
+        """So many steps took this long together; `is_decode`: they computed no prompts."""
+        step_s = seconds / num_steps
         if served is None:
-            self._common_s = _smoothed(self._common_s, seconds)
-            self._owed_s += self._due(seconds)
+            self._common_s = _smoothed(self._common_s, step_s)
+            self._owed_s += num_steps * self._due(step_s)
             return
         self._owed_s -= seconds
         if is_decode:
-            self._own_s = _smoothed(self._own_s, seconds)
+            self._own_s = _smoothed(self._own_s, step_s)
         else:
             self._owed_s = max(0.0, self._owed_s)  # a long prompt is not paid for in later steps
 

@@ -14,8 +14,8 @@ import torch
 
 from openrl.config import TrainingConfig
 from openrl.errors import OpenRLError, RequestFailed
+from openrl.model.adapter_banks import create_bank
 from openrl.model.base_model import BaseModel
-from openrl.model.lora import AdapterBank
 from openrl.protocol.datum import ForwardBackwardInput
 from openrl.protocol.results import ForwardBackwardResult
 from openrl.protocol.runs import RunSpec
@@ -192,7 +192,7 @@ def create_training_engine(
     `shares_prefixes`: see PackedTrainingEngine.
     """
     is_cuda = model.device.type == "cuda"
-    bank = AdapterBank(model.linear_shapes, config.resident_runs, model.dtype, model.device)
+    bank = create_bank(model, config.resident_runs)
     context = PassContext(model, bank, merges_jobs=is_cuda and not deterministic)
     residency = Residency(bank, model.device, config.host_bytes, SpillDirectory(scratch_dir))
     micro_batch_tokens = config.micro_batch_tokens or (8192 if is_cuda else 384)

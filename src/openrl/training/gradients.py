@@ -53,6 +53,7 @@ class StagedGradients:
         self.flat_P = torch.zeros(layout.size, device=device)
         self._layout = layout
         self._pairs = layout.pairs(self.flat_P)
+        self._addresses: dict[str, tuple[int, int]] = {}
 
     def emptied(self) -> "StagedGradients":
         """A staging area of the same shape with nothing in it."""
@@ -63,6 +64,13 @@ class StagedGradients:
         pair = self._pairs[name]
         pair.a_RD.add_(da_RD)
         pair.b_OR.add_(db_OR)
+
+    def addresses(self) -> dict[str, tuple[int, int]]:
+        """Where dA and dB of each linear lie, for kernels that add to them."""
+        if not self._addresses:
+            pairs = self._pairs.items()
+            self._addresses = {name: (pair.a_RD.data_ptr(), pair.b_OR.data_ptr()) for name, pair in pairs}
+        return self._addresses
 
     def is_finite(self) -> bool:
         """Whether no sum has overflowed or become NaN."""

@@ -1,6 +1,6 @@
 """What the engine knows of one forward_backward request while it runs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -60,6 +60,10 @@ class GradientStage:
         staged = self._jobs[job].staged
         if staged is not None:
             staged.add(name, da_RD, db_OR)
+
+    def addresses(self) -> list[Mapping[str, tuple[int, int]]]:
+        """See model.grouped_lora.StagedSink; none for a job that has failed."""
+        return [{} if job.staged is None else job.staged.addresses() for job in self._jobs]
 
 
 def open_job(model: BaseModel, request: ForwardBackwardInput, max_group_rows: int) -> Job | RequestFailed:

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from openrl.errors import InvalidRequest, RequestFailed
 from openrl.model.adapter import HEAD_NAME
+from openrl.model.adapter_banks import training_adapters
 from openrl.model.base_model import BaseModel
 from openrl.model.batch import Adapters
 from openrl.model.head import target_logprobs
-from openrl.model.lora import AdapterBank, TrainingAdapters
+from openrl.model.lora import AdapterBank
 from openrl.training.evaluation import evaluate
 from openrl.training.head_calls import HeadCall, plan_head
 from openrl.training.job import GradientStage, Job
@@ -47,7 +48,7 @@ def run_micro_batch(
     """
     with_gradient = jobs[places[0].job].staged is not None
     model, bank = context.model, context.bank
-    adapters = TrainingAdapters(bank, GradientStage(jobs), model.device) if with_gradient else bank
+    adapters = training_adapters(bank, GradientStage(jobs), model.device) if with_gradient else bank
     groups = [_packed(jobs[place.job], place, bank, slots) for place in places]
     with torch.set_grad_enabled(with_gradient):
         batch = build_batch(model, groups, adapters, context.merges_jobs, recomputed_layers)

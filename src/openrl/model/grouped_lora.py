@@ -1,0 +1,288 @@
+"""The adapter bank of a GPU: adapters of linears that read the same input are stacked and computed together.
+
+Legend: see lora_kernels; L linears in model order, J jobs.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd.function import Function, FunctionCtx
+
+from openrl.model.adapter import AdapterWeights, LoraPair
+from openrl.model.batch import BASE_SLOT, Segment
+from openrl.model.linear_groups import FusedLinear, GroupAdapters, LinearGroup
+from openrl.model.lora import AdapterBank, GradientSink, TrainingAdapters, merge_by_slot
+from openrl.model.lora_tiles import TRAINING_TILE_ROWS, GradientTable, GroupStack, RowTiles, pieces_of
+
+RANK_MULTIPLE = 16
+
+
+class LoraOps(Protocol):
+    """The products of one group; see lora_twin.TorchLora, which is obviously right."""
+
+    def shrink(self, stack: GroupStack, x_TD: Tensor, tiles: RowTiles) -> Tensor: ...
+    def expand(self, stack: GroupStack, xa_KTN: Tensor, y_TO: Tensor, tiles: RowTiles) -> None: ...
+    def shrink_grads(self, stack: GroupStack, grads: tuple[Tensor, ...], tiles: RowTiles) -> Tensor: ...
+    def expand_grads(self, stack: GroupStack, gb_1TN: Tensor, dx_TD: Tensor, tiles: RowTiles) -> None: ...
+    def add_grads(
+        self,
+        stack: GroupStack,
+        x_TD: Tensor,
+        grads: tuple[Tensor, ...],
+        xa_1TN: Tensor,
+        gb_1TN: Tensor,
+        table: GradientTable,
+        linear: int,
+    ) -> None: ...
+    def copy(self, table_M5: Tensor, source: torch.dtype, target: torch.dtype) -> None: ...
+    def num_blocks(self, stack: GroupStack) -> int: ...
+
+
+class GroupedBank(AdapterBank, GroupAdapters):
+    """See AdapterBank. Slots of a group lie in one pair of stacks; `factors` are views of them.
+
+    `generation` changes when stacks are allocated: what a CUDA graph has captured before then is stale.
+    """
+
+    def __init__(
+        self,
+        shapes: Mapping[str, tuple[int, int]],
+        groups: Sequence[LinearGroup],
+        num_slots: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        ops: LoraOps,
+    ) -> None:
+        super().__init__(shapes, num_slots, dtype, device)
+        self.ops = ops
+        self.generation = 0
+        self._groups = {group.names[0]: group for group in groups}
+        self._group_of = {name: group for group in groups for name in group.names}
+        self._row_of = {name: row for row, name in enumerate(n for group in groups for n in group.names)}
+        self._group_stacks: dict[str, GroupStack] = {}
+        self._scale_S = torch.zeros(num_slots, device=device)
+        self._rank_LS = torch.zeros(len(self._row_of), num_slots, dtype=torch.int32, device=device)
+        self._tiles: tuple[tuple[Segment, ...], RowTiles] | None = None
+
+    def write(self, slot: int, adapter: AdapterWeights) -> None:
+        self.clear(slot)
+        if adapter.rank > self._max_rank:
+            self._grow(adapter.rank)
+        rank_L = torch.zeros(len(self._row_of), dtype=torch.int32)
+        for name in adapter.pairs:
+            self._stack(name)
+            self._slots[slot][name] = self._view(name, slot, adapter.rank, adapter.scale)
+            rank_L[self._row_of[name]] = adapter.rank
+        self._rank_LS[:, slot] = rank_L.to(self._device)
+        self._scale_S[slot] = adapter.scale
+        self.refill(slot, adapter.pairs)
+
+    def refill(self, slot: int, pairs: Mapping[str, LoraPair]) -> None:
+        """Overwrite factors that the slot already has; in one launch where the pairs are on the bank's device."""
+        entries: list[list[int]] = []
+        kept: list[Tensor] = []
+        for name, pair in pairs.items():
+            factors = self._slots[slot][name]
+            for source, target in ((pair.a_RD, factors.a_RD), (pair.b_OR, factors.b_OR)):
+                values = source.to(self._device, non_blocking=True).contiguous()
+                kept.append(values)
+                num_values, length = values.numel(), values.shape[1]
+                entries.append([values.data_ptr(), target.data_ptr(), num_values, length, target.stride(0)])
+        if entries:
+            assert len({values.dtype for values in kept}) == 1
+            self.ops.copy(torch.tensor(entries).to(self._device), kept[0].dtype, self._dtype)
+
+    def clear(self, slot: int) -> None:
+        factors = self._slots[slot]
+        if factors:
+            # Whole slots of the stacks, also what pads the rank: it is read up to the next multiple of 16.
+            leads = {self._group_of[name].names[0] for name in factors}
+            stacks = [self._group_stacks[lead] for lead in leads]
+            parts = [part for each in stacks for part in (each.a_SND[slot], each.b_SOR[slot])]
+            torch._foreach_zero_(parts)  # pyright: ignore[reportPrivateImportUsage]
+            self._rank_LS[:, slot] = 0
+        self._slots[slot] = {}
+
+    def product(self, fused: FusedLinear, x_TD: Tensor, segments: tuple[Segment, ...]) -> tuple[Tensor, ...]:
+        return self.fused_product(fused, x_TD, self.tiles(segments))
+
+    def fused_product(self, fused: FusedLinear, x_TD: Tensor, tiles: RowTiles) -> tuple[Tensor, ...]:
+        """The outputs of a group's linears with the adapters of the tiles' slots; not differentiable."""
+        y_TO = fused.base(x_TD)
+        self.add(fused.group.names[0], x_TD, y_TO, tiles)
+        return y_TO.split(fused.group.outputs, 1)
+
+    def add(self, lead: str, x_TD: Tensor, y_TO: Tensor, tiles: RowTiles) -> None:
+        """Add the products of a group to its outputs, in place."""
+        stack = self._group_stacks.get(lead)
+        if stack is not None:
+            self.ops.expand(stack, self.ops.shrink(stack, x_TD, tiles), y_TO, tiles)
+
+    def tiles(self, segments: tuple[Segment, ...]) -> RowTiles:
+        """Tiles of the segments; made once for the layers of a pass."""
+        if self._tiles is None or self._tiles[0] is not segments:
+            tiles = RowTiles.of(merge_by_slot(segments), TRAINING_TILE_ROWS, self._device)
+            self._tiles = segments, tiles
+        return self._tiles[1]
+
+    def with_tiles(self, tiles: RowTiles) -> "TiledAdapters":
+        """Adapters of whatever the tables say when the kernels run; see lora_kernels."""
+        return TiledAdapters(self, tiles)
+
+    def stack_of(self, lead: str) -> GroupStack | None:
+        """The stacks of a group; None where no slot has had an adapter of it."""
+        return self._group_stacks.get(lead)
+
+    def row_of(self, name: str) -> int:
+        """The row of a linear in the table of addresses."""
+        return self._row_of[name]
+
+    def gradient_table(
+        self, addresses: Sequence[Mapping[str, tuple[int, int]]], segments: Sequence[Segment]
+    ) -> GradientTable:
+        """Where the gradients of the segments' jobs go; `addresses`: of each job's staged dA and dB, by linear."""
+        address_LJ2 = torch.zeros(len(self._row_of), max(len(addresses), 1), 2, dtype=torch.int64)
+        for job, of_job in enumerate(addresses):
+            if of_job:
+                rows = torch.tensor([self._row_of[name] for name in of_job])
+                address_LJ2[rows, job] = torch.tensor(list(of_job.values()))
+        most = max((self.ops.num_blocks(stack) for stack in self._group_stacks.values()), default=0)
+        turns_C = torch.zeros(max(most * len(addresses), 1), dtype=torch.int32, device=self._device)
+        return GradientTable(pieces_of(segments).to(self._device), address_LJ2.to(self._device), turns_C)
+
+    def _stack(self, name: str) -> tuple[Tensor, Tensor]:
+        if name not in self._stacks:
+            self._add_stacks(self._group_of[name])
+        return self._stacks[name]
+
+    def _add_stacks(self, group: LinearGroup) -> None:
+        self.generation += 1
+        rank, lead = self._max_rank, group.names[0]
+        size = (self.num_slots, rank * len(group.names), group.num_inputs)
+        a_SND = torch.zeros(size, dtype=self._dtype, device=self._device)
+        size = (self.num_slots, sum(group.outputs), rank)
+        b_SOR = torch.zeros(size, dtype=self._dtype, device=self._device)
+        row = self._row_of[lead]
+        rank_GS = self._rank_LS[row : row + len(group.names)]
+        self._group_stacks[lead] = GroupStack(a_SND, b_SOR, self._scale_S, rank_GS, group.outputs)
+        parts = zip(group.names, a_SND.split(rank, 1), b_SOR.split(group.outputs, 1), strict=True)
+        self._stacks.update({name: (a_SRD, b_SOR) for name, a_SRD, b_SOR in parts})
+
+    def _grow(self, max_rank: int) -> None:
+        """Group by group, so that the old stacks of one at a time are held twice."""
+        self._max_rank = -(-max_rank // RANK_MULTIPLE) * RANK_MULTIPLE
+        for lead in list(self._group_stacks):
+            group = self._groups[lead]
+            old = {name: self._stacks.pop(name) for name in group.names}
+            self._add_stacks(group)
+            for name, (old_a_SRD, old_b_SOR) in old.items():
+                a_SRD, b_SOR = self._stacks[name]
+                a_SRD[:, : old_a_SRD.shape[1]].copy_(old_a_SRD)
+                b_SOR[:, :, : old_b_SOR.shape[2]].copy_(old_b_SOR)
+                for slot, names in enumerate(self._slots):
+                    if name in names:
+                        factors = names[name]
+                        names[name] = self._view(name, slot, factors.a_RD.shape[0], factors.scale)
+
+
+class TiledAdapters(GroupAdapters):
+    """Adapters whose rows are said by tables on the device alone; segments are ignored."""
+
+    def __init__(self, bank: GroupedBank, tiles: RowTiles) -> None:
+        self._bank = bank
+        self._tiles = tiles
+
+    def apply(self, name: str, x_TD: Tensor, y_TO: Tensor, segments: tuple[Segment, ...]) -> Tensor:
+        """Adds in place; the head's y may be fp32."""
+        del segments
+        self._bank.add(name, x_TD, y_TO, self._tiles)
+        return y_TO
+
+    def product(self, fused: FusedLinear, x_TD: Tensor, segments: tuple[Segment, ...]) -> tuple[Tensor, ...]:
+        del segments
+        return self._bank.fused_product(fused, x_TD, self._tiles)
+
+
+class StagedSink(GradientSink, Protocol):
+    """A sink whose gradients lie in buffers that kernels may add to."""
+
+    def addresses(self) -> Sequence[Mapping[str, tuple[int, int]]]:
+        """Of each job's staged dA and dB (fp32, contiguous), by linear; none for a job that takes no gradients."""
+        ...
+
+
+class GroupedTrainingAdapters(TrainingAdapters, GroupAdapters):
+    """See TrainingAdapters: kernels add the gradients of fused linears to the sink's buffers."""
+
+    def __init__(self, bank: GroupedBank, sink: StagedSink, device: torch.device) -> None:
+        super().__init__(bank, sink, device)
+        self.grouped = bank
+        self._staged = sink
+        self._table: tuple[tuple[Segment, ...], GradientTable] | None = None
+
+    def product(self, fused: FusedLinear, x_TD: Tensor, segments: tuple[Segment, ...]) -> tuple[Tensor, ...]:
+        names = fused.group.names
+        slots = {segment.slot for segment in segments} - {BASE_SLOT}
+        if all(self.bank.factors(slot, name) is None for slot in slots for name in names):
+            return fused.base(x_TD).split(fused.group.outputs, 1)
+        result: Any = _FusedProduct.apply(x_TD, self.anchor, self, fused, segments)
+        return result
+
+    def table(self, segments: tuple[Segment, ...]) -> GradientTable:
+        """Where the gradients of the segments go; made once for the layers of a pass."""
+        if self._table is None or self._table[0] is not segments:
+            self._table = segments, self.grouped.gradient_table(self._staged.addresses(), segments)
+        return self._table[1]
+
+
+class _FusedProduct(Function):
+    """x W^T + scale (x A^T) B^T of a group of linears; gradients of A and B go to the jobs' buffers."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_TD: Tensor,
+        anchor: Tensor,
+        adapters: GroupedTrainingAdapters,
+        fused: FusedLinear,
+        segments: tuple[Segment, ...],
+    ) -> tuple[Tensor, ...]:
+        del anchor
+        bank = adapters.grouped
+        stack, tiles, x_TD = bank.stack_of(fused.group.names[0]), bank.tiles(segments), x_TD.contiguous()
+        assert stack is not None
+        y_TO = fused.base(x_TD)
+        xa_1TN = bank.ops.shrink(stack, x_TD, tiles)
+        bank.ops.expand(stack, xa_1TN, y_TO, tiles)
+        ctx.save_for_backward(x_TD, xa_1TN)
+        ctx.adapters, ctx.fused, ctx.segments = adapters, fused, segments
+        # Not views for autograd: their gradients come one by one, and nobody pads and adds them up.
+        return tuple(torch.unsafe_split_with_sizes(y_TO, fused.group.outputs, 1))
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *grads: Any) -> Any:
+        saved: Any = ctx
+        adapters: GroupedTrainingAdapters = saved.adapters
+        fused: FusedLinear = saved.fused
+        x_TD, xa_1TN = saved.saved_tensors
+        bank, lead = adapters.grouped, fused.group.names[0]
+        stack, tiles = bank.stack_of(lead), bank.tiles(saved.segments)
+        assert stack is not None
+        g_parts = tuple(_aligned(g_TO) for g_TO in grads)
+        gb_1TN = bank.ops.shrink_grads(stack, g_parts, tiles)
+        table = adapters.table(saved.segments)
+        bank.ops.add_grads(stack, x_TD, g_parts, xa_1TN, gb_1TN, table, bank.row_of(lead))
+        dx_TD = None
+        if saved.needs_input_grad[0]:
+            dx_TD = fused.input_gradient(g_parts)
+            bank.ops.expand_grads(stack, gb_1TN, dx_TD, tiles)
+        return dx_TD, None, None, None, None
+
+
+def _aligned(g_TO: Tensor) -> Tensor:
+    """Rows of consecutive values, each at a multiple of 16 bytes."""
+    multiple = 16 // g_TO.element_size()
+    is_aligned = g_TO.stride(1) == 1 and g_TO.stride(0) % multiple == 0 and g_TO.data_ptr() % 16 == 0
+    return g_TO if is_aligned else g_TO.contiguous()
