@@ -13,7 +13,10 @@ def repair_interpreter() -> None:
 
     def patched(tensor: Any, scope: Any) -> None:
         patch(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+        scope.set_attr(tensor, "__index__", index)
+
+    def index(value: Any) -> int:
+        return int(value.handle.data.item())
 
     def dot(builder: Any, a: Any, b: Any, d: Any, *options: Any) -> Any:
         return interpreter.TensorHandle(np.matmul(_widened(a), _widened(b)) + d.data, d.dtype.scalar)

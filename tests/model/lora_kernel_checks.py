@@ -33,24 +33,24 @@ SHAPES = {
 
 def check_all(device: str) -> None:
     """Every kernel on every shape, type and tile size."""
-    for shape, dtype, tile_rows in product(SHAPES, (torch.float32, torch.bfloat16), (16, 64)):
+    for shape, dtype in product(SHAPES, (torch.float32, torch.bfloat16)):
         outputs, num_inputs, ranks = SHAPES[shape]
         stack = random_stack(outputs, num_inputs, ranks, dtype, device)
-        check_forward(stack, tile_rows)
-        if tile_rows == 64:
-            check_backward(stack)
+        check_forward(stack, SEGMENTS[:5], 16)
+        check_forward(stack, SEGMENTS, 64)
+        check_backward(stack)
     check_copy(device)
 
 
-def check_forward(stack: GroupStack, tile_rows: int) -> None:
+def check_forward(stack: GroupStack, segments: list[Segment], tile_rows: int) -> None:
     """y += scale x A^T B^T for rows of tiles; other rows keep their bits."""
     x_TD, y_TO = rows(stack, stack.num_inputs, 1), rows(stack, sum(stack.outputs), 2)
-    tiles = RowTiles.empty(400, tile_rows, x_TD.device)
-    tiles.refill(SEGMENTS)
+    tiles = RowTiles.empty(30, tile_rows, x_TD.device)
+    tiles.refill(segments)
     ours, twin = y_TO.clone(), on_host(y_TO)
     ops = TritonLora()
     ops.expand(stack, ops.shrink(stack, x_TD, tiles), ours, tiles)
-    host, host_tiles = host_stack(stack), RowTiles.of(SEGMENTS, tile_rows, torch.device("cpu"))
+    host, host_tiles = host_stack(stack), RowTiles.of(segments, tile_rows, torch.device("cpu"))
     TorchLora().expand(host, TorchLora().shrink(host, on_host(x_TD), host_tiles), twin, host_tiles)
     assert_close(ours, twin)
     assert torch.equal(ours[33:38], y_TO[33:38])

@@ -40,10 +40,13 @@ def grouped_bank(model: BaseModel, num_slots: int = 3) -> GroupedBank:
 class StagedSums(Sums):
     """Adds up what the head sends; the other gradients go to tensors of its own."""
 
-    def __init__(self, adapters: list[AdapterWeights]) -> None:
+    def __init__(self, adapters: list[AdapterWeights], device: torch.device = CPU) -> None:
         super().__init__()
         self.pairs = [
-            {n: LoraPair(torch.zeros_like(p.a_RD), torch.zeros_like(p.b_OR)) for n, p in each.pairs.items()}
+            {
+                name: LoraPair(torch.zeros(p.a_RD.shape, device=device), torch.zeros(p.b_OR.shape, device=device))
+                for name, p in each.pairs.items()
+            }
             for each in adapters
         ]
 

@@ -20,6 +20,9 @@ linear is a multiple of 8, gradients start at 16 bytes.
 Sums are in fp32 in a fixed order: a row's result does not depend on the other rows of a batch.
 """
 
+# Parameters of kernels have the types of triton's compiler, which pyright does not know.
+# pyright: reportMissingParameterType=false, reportUnknownParameterType=false, reportArgumentType=false
+
 import triton
 import triton.language as tl
 

@@ -1,11 +1,12 @@
 """Launches the LoRA kernels with fixed configurations by shape; see lora_kernels."""
 
+from typing import Any
+
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
-from openrl.model.lora_kernels import copy_kernel, expand_kernel, grad_kernel, shrink_kernel
+from openrl.model import lora_kernels
 from openrl.model.lora_tiles import DECODE_TILE_ROWS, GradientTable, GroupStack, RowTiles
 
 DECODE_SPLITS = 16
@@ -15,6 +16,12 @@ GRAD_BLOCK = 64
 COPY_BLOCK = 1024
 COPY_PROGRAMS = 16
 
+# Typed as functions; a launch takes the grid in brackets, and options of the compiler.
+_SHRINK_KERNEL: Any = lora_kernels.shrink_kernel
+_EXPAND_KERNEL: Any = lora_kernels.expand_kernel
+_GRAD_KERNEL: Any = lora_kernels.grad_kernel
+_COPY_KERNEL: Any = lora_kernels.copy_kernel
+
 
 class TritonLora:
     """See lora_twin.TorchLora, its slow twin."""
@@ -22,7 +29,7 @@ class TritonLora:
     def shrink(self, stack: GroupStack, x_TD: Tensor, tiles: RowTiles) -> Tensor:
         """x A^T of every tile's slot, as [splits, T, N]: in the compute type where there is one split, else fp32."""
         split = split_length(stack.num_inputs) if tiles.tile_rows == DECODE_TILE_ROWS else 0
-        splits = triton.cdiv(stack.num_inputs, split) if split else 1
+        splits = _blocks(stack.num_inputs, split) if split else 1
         dtype = torch.float32 if split else x_TD.dtype
         xa_KTN = torch.empty(splits, x_TD.shape[0], stack.columns, dtype=dtype, device=x_TD.device)
         a_SND = stack.a_SND
@@ -63,7 +70,7 @@ class TritonLora:
         c0, c1, c2 = (*stack.outputs, 0, 0)[:3]
         num_blocks, num_jobs = self.num_blocks(stack), table.address_LJ2.shape[1]
         assert num_jobs * num_blocks <= table.turns_C.numel()
-        grad_kernel[(num_blocks, table.num_pieces)](
+        _GRAD_KERNEL[(num_blocks, table.num_pieces)](
             x_TD, g0, g1, g2, xa_1TN, gb_1TN, stack.scale_S, stack.rank_GS,
             table.pieces_6P, table.address_LJ2[linear], table.turns_C,
             table.num_pieces, num_jobs, stack.scale_S.shape[0], stack.columns, stack.rank, stack.num_inputs, c0, c1, c2,
@@ -74,20 +81,20 @@ class TritonLora:
 
     def num_blocks(self, stack: GroupStack) -> int:
         """Blocks of one job's dA and dB of a group; each needs a counter."""
-        blocks_a = triton.cdiv(stack.num_inputs, GRAD_BLOCK) * triton.cdiv(stack.columns, _narrow_block(stack.columns))
-        blocks_c = sum(triton.cdiv(c, GRAD_BLOCK) for c in stack.outputs)
-        return blocks_a + blocks_c * triton.cdiv(stack.rank, _narrow_block(stack.rank))
+        blocks_a = _blocks(stack.num_inputs, GRAD_BLOCK) * _blocks(stack.columns, _narrow_block(stack.columns))
+        blocks_c = sum(_blocks(c, GRAD_BLOCK) for c in stack.outputs)
+        return blocks_a + blocks_c * _blocks(stack.rank, _narrow_block(stack.rank))
 
     def copy(self, table_M5: Tensor, source: torch.dtype, target: torch.dtype) -> None:
         """Copy matrices in one launch; see copy_kernel for the table."""
         types = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16}
         grid = (table_M5.shape[0], COPY_PROGRAMS)
-        copy_kernel[grid](table_M5, BLOCK=COPY_BLOCK, SOURCE=types[source], TARGET=types[target], num_warps=4)
+        _COPY_KERNEL[grid](table_M5, BLOCK=COPY_BLOCK, SOURCE=types[source], TARGET=types[target], num_warps=4)
 
 
 def split_length(num_inputs: int) -> int:
     """Inputs that one program sums where rows are few: fixed by the shape, so that results are too."""
-    return max(triton.cdiv(triton.cdiv(num_inputs, DECODE_SPLITS), 64) * 64, 256)
+    return max(_blocks(_blocks(num_inputs, DECODE_SPLITS), 64) * 64, 256)
 
 
 def _shrink(
@@ -106,8 +113,8 @@ def _shrink(
     own = stack.columns if len(inputs) == 1 and not scaled else stack.rank
     block_n = _narrow_block(own)
     is_decode = tiles.tile_rows == DECODE_TILE_ROWS
-    grid = (tiles.num_tiles, triton.cdiv(own, block_n) * len(inputs), out_KTN.shape[0])
-    shrink_kernel[grid](
+    grid = (tiles.num_tiles, _blocks(own, block_n) * len(inputs), out_KTN.shape[0])
+    _SHRINK_KERNEL[grid](
         x0, x1, x2, weights, out_KTN, stack.scale_S, stack.rank_GS, tiles.table_3N,
         tiles.num_tiles, out_KTN.shape[1], stack.scale_S.shape[0], stack.columns, stack.rank,
         *sizes, x0.stride(0), x1.stride(0), x2.stride(0), *strides,
@@ -132,8 +139,8 @@ def _expand(
     assert y_TC.stride(1) == 1
     c0, c1, c2 = (*outputs, 0, 0)[:3]
     block_c = 128
-    grid = (tiles.num_tiles, sum(triton.cdiv(c, block_c) for c in outputs))
-    expand_kernel[grid](
+    grid = (tiles.num_tiles, sum(_blocks(c, block_c) for c in outputs))
+    _EXPAND_KERNEL[grid](
         xa_KTN, weights, y_TC, stack.scale_S, stack.rank_GS, tiles.table_3N,
         tiles.num_tiles, xa_KTN.shape[1], stack.scale_S.shape[0], stack.columns, stack.rank, c0, c1, c2,
         y_TC.stride(0), *strides,
@@ -150,8 +157,12 @@ def _three(tensors: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
     return first, second, third
 
 
+def _blocks(size: int, block: int) -> int:
+    return -(-size // block)
+
+
 def _narrow_block(width: int) -> int:
-    return min(max(triton.next_power_of_2(width), 16), 128)
+    return min(max(1 << (width - 1).bit_length(), 16), 128)
 
 
 def _precision(x: Tensor) -> str:
