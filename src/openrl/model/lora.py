@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import Function, FunctionCtx
 
-from openrl.model.adapter import AdapterWeights, LoraPair
+from openrl.model.adapter import AdapterWeights
 from openrl.model.batch import BASE_SLOT, ROW_MULTIPLE, Adapters, Batch, Segment
 from openrl.model.memory import clear_lazily, lazy_zeros
 
@@ -58,17 +58,17 @@ class AdapterBank:
         self.clear(slot)
         if adapter.rank > self._max_rank:
             self._grow(adapter.rank)
-        for name, pair in adapter.pairs.items():
-            a_SRD, b_SOR = self._stack(name)
-            a_SRD[slot, : adapter.rank].copy_(pair.a_RD)
-            b_SOR[slot, :, : adapter.rank].copy_(pair.b_OR)
+        for name in adapter.pairs:
+            self._stack(name)
             self._slots[slot][name] = self._view(name, slot, adapter.rank, adapter.scale)
+        self.rewrite(slot, adapter)
 
-    def write_pair(self, slot: int, name: str, pair: LoraPair) -> None:
-        """Overwrite the factors of one linear that the slot already has."""
-        factors = self._slots[slot][name]
-        factors.a_RD.copy_(pair.a_RD)
-        factors.b_OR.copy_(pair.b_OR)
+    def rewrite(self, slot: int, adapter: AdapterWeights) -> None:
+        """Overwrite the factors that the slot already has, in few launches."""
+        slots = [self._slots[slot][name] for name in adapter.pairs]
+        targets = [part for factors in slots for part in (factors.a_RD, factors.b_OR)]
+        if targets:
+            torch._foreach_copy_(targets, [part for pair in adapter.pairs.values() for part in (pair.a_RD, pair.b_OR)])
 
     def clear(self, slot: int) -> None:
         """Zero a slot, so that nothing of its former owner is left, and give back its memory where that can be."""

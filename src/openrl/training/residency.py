@@ -89,8 +89,7 @@ class Residency:
         """Copy a run's changed master weights into its slot."""
         residence = self._residences[run_id]
         assert residence.slot is not None
-        for name, pair in residence.run.adapter().pairs.items():
-            self._bank.write_pair(residence.slot, name, pair)
+        self._bank.rewrite(residence.slot, residence.run.adapter())
 
     def _touch(self, run_id: str) -> Residence:
         if run_id not in self._residences:
