@@ -68,7 +68,8 @@ class AdapterBank:
         slots = [self._slots[slot][name] for name in adapter.pairs]
         targets = [part for factors in slots for part in (factors.a_RD, factors.b_OR)]
         if targets:
-            torch._foreach_copy_(targets, [part for pair in adapter.pairs.values() for part in (pair.a_RD, pair.b_OR)])
+            sources = [part for pair in adapter.pairs.values() for part in (pair.a_RD, pair.b_OR)]
+            torch._foreach_copy_(targets, sources)  # pyright: ignore[reportPrivateImportUsage]
 
     def clear(self, slot: int) -> None:
         """Zero a slot, so that nothing of its former owner is left, and give back its memory where that can be."""

@@ -1,3 +1,5 @@
+# pyright: reportUnknownParameterType=false, reportMissingParameterType=false
+# pyright: reportArgumentType=false, reportCallIssue=false  (Triton reads the signature of a kernel in its own way)
 """AdamW on CUDA: one launch for a run, which writes the copy that the model computes with as well.
 
 Legend: P parameters of one run, N tiles.
@@ -20,7 +22,7 @@ from openrl.training.base import AdamParams
 from openrl.training.gradients import FlatLayout
 from openrl.training.runs import TrainingRun
 
-TILE = 4096
+TILE = 2048
 NUM_WARPS = 8
 DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
@@ -72,9 +74,8 @@ def adamw_kernel(
     if num_columns == row_stride:
         tl.store(copy + inside, weight.to(copy_type), mask=keep)
     else:
-        inside = inside.to(tl.int32)
-        columns = num_columns.to(tl.int32)
-        targets = (inside // columns).to(tl.int64) * row_stride + inside % columns
+        inside_32, columns = inside.to(tl.int32), num_columns.to(tl.int32)
+        targets = (inside_32 // columns).to(tl.int64) * row_stride + inside_32 % columns
         tl.store(copy + targets, weight.to(copy_type), mask=keep)
 
 
