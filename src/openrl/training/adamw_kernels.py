@@ -1,11 +1,11 @@
-# pyright: reportUnknownParameterType=false, reportMissingParameterType=false
-# pyright: reportArgumentType=false, reportCallIssue=false  (Triton reads the signature of a kernel in its own way)
 """AdamW on CUDA: one launch for a run, which writes the copy that the model computes with as well.
 
 Legend: P parameters of one run, N tiles.
 
 Read are weight, moments and gradient, written weight, moments and copy: 30 bytes a parameter in bf16.
 """
+# pyright: reportMissingParameterType=false, reportUnknownParameterType=false
+# pyright: reportArgumentType=false, reportCallIssue=false
 
 import math
 from dataclasses import dataclass
