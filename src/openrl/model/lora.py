@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import Function, FunctionCtx
 
-from openrl.model.adapter import AdapterWeights
+from openrl.model.adapter import AdapterWeights, LoraPair
 from openrl.model.batch import BASE_SLOT, ROW_MULTIPLE, Adapters, Batch, Segment
 from openrl.model.memory import clear_lazily, lazy_zeros
 
@@ -61,14 +61,14 @@ class AdapterBank:
         for name in adapter.pairs:
             self._stack(name)
             self._slots[slot][name] = self._view(name, slot, adapter.rank, adapter.scale)
-        self.rewrite(slot, adapter)
+        self.refill(slot, adapter.pairs)
 
-    def rewrite(self, slot: int, adapter: AdapterWeights) -> None:
-        """Overwrite the factors that the slot already has, in few launches."""
-        slots = [self._slots[slot][name] for name in adapter.pairs]
-        targets = [part for factors in slots for part in (factors.a_RD, factors.b_OR)]
-        if targets:
-            sources = [part for pair in adapter.pairs.values() for part in (pair.a_RD, pair.b_OR)]
+    def refill(self, slot: int, pairs: Mapping[str, LoraPair]) -> None:
+        """Overwrite factors that the slot already has, in few launches."""
+        slots = [self._slots[slot][name] for name in pairs]
+        if slots:
+            targets = [part for factors in slots for part in (factors.a_RD, factors.b_OR)]
+            sources = [part for pair in pairs.values() for part in (pair.a_RD, pair.b_OR)]
             torch._foreach_copy_(targets, sources)  # pyright: ignore[reportPrivateImportUsage]
 
     def clear(self, slot: int) -> None:

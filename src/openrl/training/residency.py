@@ -89,7 +89,7 @@ class Residency:
         """Copy a run's changed master weights into its slot."""
         residence = self._residences[run_id]
         assert residence.slot is not None
-        self._bank.rewrite(residence.slot, residence.run.adapter())
+        self._bank.refill(residence.slot, residence.run.adapter().pairs)
 
     def _touch(self, run_id: str) -> Residence:
         if run_id not in self._residences:
