@@ -58,17 +58,18 @@ class AdapterBank:
         self.clear(slot)
         if adapter.rank > self._max_rank:
             self._grow(adapter.rank)
-        for name, pair in adapter.pairs.items():
-            a_SRD, b_SOR = self._stack(name)
-            a_SRD[slot, : adapter.rank].copy_(pair.a_RD)
-            b_SOR[slot, :, : adapter.rank].copy_(pair.b_OR)
+        for name in adapter.pairs:
+            self._stack(name)
             self._slots[slot][name] = self._view(name, slot, adapter.rank, adapter.scale)
+        self.refill(slot, adapter.pairs)
 
-    def write_pair(self, slot: int, name: str, pair: LoraPair) -> None:
-        """Overwrite the factors of one linear that the slot already has."""
-        factors = self._slots[slot][name]
-        factors.a_RD.copy_(pair.a_RD)
-        factors.b_OR.copy_(pair.b_OR)
+    def refill(self, slot: int, pairs: Mapping[str, LoraPair]) -> None:
+        """Overwrite factors that the slot already has, in few launches."""
+        slots = [self._slots[slot][name] for name in pairs]
+        if slots:
+            targets = [part for factors in slots for part in (factors.a_RD, factors.b_OR)]
+            sources = [part for pair in pairs.values() for part in (pair.a_RD, pair.b_OR)]
+            torch._foreach_copy_(targets, sources)  # pyright: ignore[reportPrivateImportUsage]
 
     def refill(self, slot: int, pairs: Mapping[str, LoraPair]) -> None:
         """Overwrite the factors of linears that the slot already has."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from openrl.config import TrainingConfig
-from openrl.errors import OpenRLError, RequestFailed
+from openrl.errors import RequestFailed
 from openrl.model.adapter_banks import create_bank
 from openrl.model.base_model import BaseModel
 from openrl.protocol.datum import ForwardBackwardInput
@@ -24,7 +24,8 @@ from openrl.training.base import OptimStep, RunState, TrainingEngine
 from openrl.training.gradients import StagedGradients
 from openrl.training.job import Job, open_job
 from openrl.training.micro_batch_pass import PassContext, run_micro_batch
-from openrl.training.optimizer import step_optimizer
+from openrl.training.optimizer import UpdateAdamW
+from openrl.training.optimizer_steps import OptimizerSteps
 from openrl.training.packing import Place, pack
 from openrl.training.residency import Residency
 from openrl.training.runs import create_run, export_state, load_weights
@@ -45,9 +46,11 @@ class PackedTrainingEngine(TrainingEngine):
         residency: Residency,
         micro_batch_tokens: int,
         plan: ActivationPlan,
+        steps: OptimizerSteps,
         shares_prefixes: bool = True,
     ) -> None:
         self._context = context
+        self._steps = steps
         self._plan = plan
         self._model = context.model
         self._residency = residency
@@ -67,7 +70,7 @@ class PackedTrainingEngine(TrainingEngine):
         self._residency.add(load_weights(self._residency.read(run_id), state, with_optimizer))
 
     def optim_step(self, steps: Sequence[OptimStep]) -> list[dict[str, float] | RequestFailed]:
-        return [self._step(step) for step in steps]
+        return self._steps.run(steps)
 
     def drop_gradients(self, run_id: str) -> None:
         self._residency.read(run_id).gradients_P = None
@@ -86,17 +89,6 @@ class PackedTrainingEngine(TrainingEngine):
                 self._commit(job)
                 results[index] = job.result()
         return [results[index] for index in range(len(jobs))]
-
-    def _step(self, step: OptimStep) -> dict[str, float] | RequestFailed:
-        try:
-            with self._residency.on_device([step.run_id]):
-                metrics = step_optimizer(self._residency.read(step.run_id), step.params)
-                self._residency.refresh(step.run_id)
-        except RequestFailed as error:
-            return error
-        except OpenRLError as error:
-            return RequestFailed(str(error), "server")
-        return metrics
 
     def _waves(self, jobs: Sequence[ForwardBackwardInput]) -> list[list[int]]:
         """Job indices that compute together: all forward-only or none, and no more runs than slots."""
@@ -197,4 +189,11 @@ def create_training_engine(
     residency = Residency(bank, model.device, config.host_bytes, SpillDirectory(scratch_dir))
     micro_batch_tokens = config.micro_batch_tokens or (8192 if is_cuda else 384)
     plan = ActivationPlan(layer_costs(model), model.device, config.activation_bytes)
-    return PackedTrainingEngine(context, residency, micro_batch_tokens, plan, shares_prefixes)
+    steps = OptimizerSteps(residency, _fused_adamw(model, bank) if is_cuda else None)
+    return PackedTrainingEngine(context, residency, micro_batch_tokens, plan, steps, shares_prefixes)
+
+
+def _fused_adamw(model: BaseModel, bank: AdapterBank) -> UpdateAdamW:
+    from openrl.training.adamw_kernels import FusedAdamW  # noqa: PLC0415  (triton is there only where CUDA is)
+
+    return FusedAdamW(bank, model.dtype, model.device)

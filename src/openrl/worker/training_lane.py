@@ -21,6 +21,7 @@ from openrl.rpc.messages import (
     SnapshotRun,
     WorkItem,
 )
+from openrl.training.base import OptimStep
 from openrl.worker.attempts import attempt
 from openrl.worker.deliverer import Deliverer, Errand, Parcel, PendingOutcome, Product
 from openrl.worker.engines import Engines
@@ -91,6 +92,7 @@ class TrainingLane:
         self._tenants = TenantCount()
         self._turn_ends_at = math.inf
         self._paces: dict[tuple[str, TrainingKind], Pace] = {}  # by base model and kind
+        self._step_pace = Pace()
         self.busy_s = 0.0
 
     def push(self, command: TrainingCommand) -> None:
@@ -218,38 +220,64 @@ class TrainingLane:
     def _step_optimizers(self, items: Sequence[WorkItem]) -> Generator[None, None, list[Effect]]:
         """As many runs at once as the turn has time for."""
         effects: list[Effect] = []
-        step_s = 0.0  # of the latest
-        for item in items:
+        step_s = 0.0  # of one run, in the latest call
+        while left := items[len(effects) :]:
             if effects and self._turn_left_s() < step_s:
                 yield
+            together = left[: self._step_pace.fit(self._turn_left_s(), len(left))]
             started = self._clock()
-            effects.append(self._step_optimizer(item))
-            step_s = self._clock() - started
+            effects += self._step_together(together)
+            seconds = self._clock() - started
+            self._step_pace.record(len(together), seconds)
+            step_s = seconds / len(together)
         return effects
 
-    def _step_optimizer(self, item: WorkItem) -> Effect:
-        """A step that fails on our side uses up its gradient, however it fails: that much a replay can repeat."""
-        if item.has_failed:
-            return Effect(self._timed(lambda: self._drop_gradients(item.run_id), what=item.kind))
-        metrics = self._timed(lambda: self._step(item), what=item.kind)
+    def _step_together(self, items: Sequence[WorkItem]) -> list[Effect]:
+        """Steps of one engine go to it in one call; one that cannot be read fails alone."""
+        results: dict[int, dict[str, float] | Produce | RequestFailed] = {}
+        steps: dict[str, dict[int, OptimStep]] = {}  # by base model and place
+        for place, item in enumerate(items):
+            if item.has_failed:
+                results[place] = self._timed(lambda item=item: self._drop_gradients(item.run_id), what=item.kind)
+                continue
+            read = attempt(lambda item=item: self._read_step(item), what=item.kind)
+            if isinstance(read, RequestFailed):
+                results[place] = read
+            else:
+                steps.setdefault(read[0], {})[place] = read[1]
+        for of_engine in steps.values():
+            results |= self._step_runs(of_engine)
+        return [self._step_effect(item, results[place]) for place, item in enumerate(items)]
+
+    def _read_step(self, item: WorkItem) -> tuple[str, OptimStep]:
+        step = self._payloads.optim_step(item)
+        return self._runs.get(item.run_id).engines.base_model.name, step
+
+    def _step_runs(self, steps: Mapping[int, OptimStep]) -> Mapping[int, dict[str, float] | RequestFailed]:
+        listed = list(steps.values())
+        training = self._runs.get(listed[0].run_id).engines.training
+        metrics = self._timed(lambda: training.optim_step(listed), what="optim_step")
         if not isinstance(metrics, RequestFailed):
-            return Effect(lambda: Product(encode_json({"metrics": metrics, "type": "optim_step"})))
-        if metrics.category == "server" and not item.is_replay:
+            return dict(zip(steps, metrics, strict=True))
+        if len(listed) > 1:  # the engine broke, and who has stepped before that cannot be known
+            for step in listed:
+                self._lose(step.run_id, str(metrics))
+        return dict.fromkeys(steps, metrics)
+
+    def _step_effect(self, item: WorkItem, result: dict[str, float] | Produce | RequestFailed) -> Effect:
+        """A step that fails on our side uses up its gradient, however it fails: that much a replay can repeat."""
+        if isinstance(result, dict):
+            return Effect(lambda: Product(encode_json({"metrics": result, "type": "optim_step"})))
+        is_ours = isinstance(result, RequestFailed) and result.category == "server" and not item.has_failed
+        if is_ours and not item.is_replay and item.run_id in self._runs:
             dropped = attempt(lambda: self._drop_gradients(item.run_id), what="dropping the gradient")
             if isinstance(dropped, RequestFailed):
                 self._lose(item.run_id, str(dropped))
-        return Effect(metrics)
+        return Effect(result)
 
     def _drop_gradients(self, run_id: str) -> Produce:
         self._runs.get(run_id).engines.training.drop_gradients(run_id)
         return lambda: Product(b"")
-
-    def _step(self, item: WorkItem) -> dict[str, float]:
-        step = self._payloads.optim_step(item)
-        [metrics] = self._runs.get(item.run_id).engines.training.optim_step([step])
-        if isinstance(metrics, RequestFailed):
-            raise metrics
-        return metrics
 
     def _turn_left_s(self) -> float:
         return self._turn_ends_at - self._clock()
