@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import triton
 from jaxtyping import Float, Int32
 from torch import Tensor
 
@@ -40,10 +39,15 @@ def tiles_of(cache: KVCache) -> DecodeTiles:
     Tiles of 16 KB of keys, three of them and of values at once: two programs a multiprocessor then have 128 KB on
     their way. The fewer key-value heads, the shorter the splits, so that 64 rows make programs for all of them.
     """
-    key_bytes = max(triton.next_power_of_2(cache.head_dim), MIN_HEADS) * cache.dtype.itemsize
+    key_bytes = max(power_of_two(cache.head_dim), MIN_HEADS) * cache.dtype.itemsize
     tile_keys = max(16, min(64, 2**14 // key_bytes))
     split_keys = max(128, min(512, 64 * cache.num_kv_heads))
     return DecodeTiles(split_keys, tile_keys, num_warps=4, num_stages=7)
+
+
+def power_of_two(size: int) -> int:
+    """The smallest that is not below `size`."""
+    return 1 << (size - 1).bit_length()
 
 
 class DecodeAttention:
@@ -77,7 +81,7 @@ class DecodeAttention:
     def splits_for(cache: KVCache, longest: int, tiles: DecodeTiles | None = None) -> int:
         """The bucket of `num_splits`, a power of two, for sequences of up to `longest` tokens, the new one included."""
         split_keys = (tiles or tiles_of(cache)).split_keys
-        return triton.next_power_of_2(max(1, math.ceil((longest - 1) / split_keys)))
+        return power_of_two(max(1, math.ceil((longest - 1) / split_keys)))
 
     def attend(
         self,
@@ -117,7 +121,7 @@ class DecodeAttention:
         rows = self._lengths_B if self._rows_B is None else self._rows_B
         q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q_TNH, k_TKH, v_TKH))
         per_group = num_heads // cache.num_kv_heads
-        block_h = max(MIN_HEADS, triton.next_power_of_2(head_dim))
+        block_h = max(MIN_HEADS, power_of_two(head_dim))
         seen = window or NO_WINDOW
         _decode[(cache.num_kv_heads, num_rows, num_splits)](
             q,
@@ -141,7 +145,7 @@ class DecodeAttention:
             PAGE_TOKENS=cache.block_tokens,
             SPLIT_KEYS=tiles.split_keys,
             TILE_KEYS=tiles.tile_keys,
-            BLOCK_R=max(MIN_HEADS, triton.next_power_of_2(per_group)),
+            BLOCK_R=max(MIN_HEADS, power_of_two(per_group)),
             BLOCK_H=block_h,
             HAS_ROWS=self._rows_B is not None,
             num_warps=tiles.num_warps,

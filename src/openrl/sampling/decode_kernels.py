@@ -17,6 +17,60 @@ MERGE_SPLITS = 8
 
 
 @triton.jit
+def attend_new_key(q_RH, k_ptr, v_ptr, key_ptr, value_ptr, scale_log2, is_first, HEAD_DIM: tl.constexpr):
+    """The state, see attend_keys, of the first split with the new key alone, which it stores; of others, empty."""
+    h_H = tl.arange(0, q_RH.shape[1])
+    k_H = tl.load(k_ptr + h_H, mask=h_H < HEAD_DIM, other=0.0)
+    v_H = tl.load(v_ptr + h_H, mask=h_H < HEAD_DIM, other=0.0)
+    tl.store(key_ptr + h_H, k_H, mask=(h_H < HEAD_DIM) & is_first)
+    tl.store(value_ptr + h_H, v_H, mask=(h_H < HEAD_DIM) & is_first)
+    s_R = tl.sum(q_RH.to(tl.float32) * k_H.to(tl.float32)[None, :], 1) * scale_log2
+    highest_R = tl.where(is_first, s_R, float("-inf"))
+    total_R = tl.where(is_first, tl.full([q_RH.shape[0]], 1.0, tl.float32), 0.0)
+    sum_RH = tl.where(is_first, tl.zeros(q_RH.shape, tl.float32) + v_H.to(tl.float32)[None, :], 0.0)
+    return highest_R, total_R, sum_RH
+
+
+@triton.jit
+def attend_keys(
+    q_RH,
+    keys_ptr,
+    values_ptr,
+    table_ptr,
+    start,
+    stop,
+    scale_log2,
+    state,
+    NUMEL: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    PAGE_TOKENS: tl.constexpr,
+    TILE_KEYS: tl.constexpr,
+):
+    """Add the keys [start, stop) to the state: the highest score (base 2), the sum of weights, the weighted values."""
+    highest_R, total_R, sum_RH = state
+    h_H = tl.arange(0, q_RH.shape[1])
+    for base in range(start, stop, TILE_KEYS):
+        position_C = base + tl.arange(0, TILE_KEYS)
+        is_seen_C = position_C < stop
+        page_C = tl.load(table_ptr + position_C // PAGE_TOKENS, mask=is_seen_C, other=0).to(tl.int64)
+        place_C = page_C * NUMEL + position_C % PAGE_TOKENS * HEAD_DIM
+        place_CH = place_C[:, None] + h_H[None, :]
+        is_seen_CH = is_seen_C[:, None] & (h_H < HEAD_DIM)[None, :]
+        # Masked, not only weighted with 0: what lies in a page behind its tokens may be NaN.
+        k_CH = tl.load(keys_ptr + place_CH, mask=is_seen_CH, other=0.0)
+        s_RC = tl.dot(q_RH, tl.trans(k_CH), input_precision="ieee") * scale_log2
+        s_RC = tl.where(is_seen_C[None, :], s_RC, float("-inf"))
+        higher_R = tl.maximum(highest_R, tl.max(s_RC, 1))
+        p_RC = tl.exp2(s_RC - higher_R[:, None])
+        decay_R = tl.exp2(highest_R - higher_R)
+        total_R = total_R * decay_R + tl.sum(p_RC, 1)
+        v_CH = tl.load(values_ptr + place_CH, mask=is_seen_CH, other=0.0)
+        sum_RH = tl.dot(p_RC.to(v_CH.dtype), v_CH, sum_RH * decay_R[:, None], input_precision="ieee")
+        highest_R = higher_R
+    return highest_R, total_R, sum_RH
+
+
+@triton.jit
 def decode_kernel(
     q_ptr,
     k_ptr,
@@ -57,6 +111,8 @@ def decode_kernel(
     sequence = tl.program_id(1)
     split = tl.program_id(2)
     num_heads: tl.constexpr = NUM_KV_HEADS * PER_GROUP
+    # Elements of a block.
+    numel: tl.constexpr = NUM_KV_HEADS * PAGE_TOKENS * HEAD_DIM
     length = tl.load(lengths_ptr + sequence)
     row = tl.load(rows_ptr + sequence) if HAS_ROWS else sequence
     row = row.to(tl.int64)
@@ -77,38 +133,16 @@ def decode_kernel(
     stop = tl.minimum(start + SPLIT_KEYS, last)
     table_ptr = tables_ptr + sequence.to(tl.int64) * table_row
 
+    keys_ptr += head * PAGE_TOKENS * HEAD_DIM
+    values_ptr += head * PAGE_TOKENS * HEAD_DIM
+    place = tl.load(table_ptr + last // PAGE_TOKENS).to(tl.int64) * numel + last % PAGE_TOKENS * HEAD_DIM
+    k_ptr += row * k_row + head * k_head
+    v_ptr += row * v_row + head * v_head
     q_RH = tl.load(q_ptr + row * q_row + head_R[:, None] * q_head + h_H[None, :], mask=in_RH, other=0.0)
-    k_H = tl.load(k_ptr + row * k_row + head * k_head + h_H, mask=h_H < HEAD_DIM, other=0.0)
-    v_H = tl.load(v_ptr + row * v_row + head * v_head + h_H, mask=h_H < HEAD_DIM, other=0.0)
-    place = tl.load(table_ptr + last // PAGE_TOKENS).to(tl.int64) * NUM_KV_HEADS + head
-    place = (place * PAGE_TOKENS + last % PAGE_TOKENS) * HEAD_DIM
-    is_first = split == 0
-    tl.store(keys_ptr + place + h_H, k_H, mask=(h_H < HEAD_DIM) & is_first)
-    tl.store(values_ptr + place + h_H, v_H, mask=(h_H < HEAD_DIM) & is_first)
-
-    s_R = tl.sum(q_RH.to(tl.float32) * k_H.to(tl.float32)[None, :], 1) * scale_log2
-    highest_R = tl.where(is_first, s_R, float("-inf"))
-    total_R = tl.where(is_first, tl.full([BLOCK_R], 1.0, tl.float32), 0.0)
-    sum_RH = tl.where(is_first, tl.zeros([BLOCK_R, BLOCK_H], tl.float32) + v_H.to(tl.float32)[None, :], 0.0)
-    for base in range(start, stop, TILE_KEYS):
-        position_C = base + tl.arange(0, TILE_KEYS)
-        is_seen_C = position_C < stop
-        page_C = tl.load(table_ptr + position_C // PAGE_TOKENS, mask=is_seen_C, other=0).to(tl.int64)
-        place_C = (page_C * NUM_KV_HEADS + head) * (PAGE_TOKENS * HEAD_DIM) + position_C % PAGE_TOKENS * HEAD_DIM
-        place_CH = place_C[:, None] + h_H[None, :]
-        is_seen_CH = is_seen_C[:, None] & (h_H < HEAD_DIM)[None, :]
-        # Masked, not only weighted with 0: what lies in a page behind its tokens may be NaN.
-        k_CH = tl.load(keys_ptr + place_CH, mask=is_seen_CH, other=0.0)
-        s_RC = tl.dot(q_RH, tl.trans(k_CH), input_precision="ieee") * scale_log2
-        s_RC = tl.where(is_seen_C[None, :], s_RC, float("-inf"))
-        higher_R = tl.maximum(highest_R, tl.max(s_RC, 1))
-        p_RC = tl.exp2(s_RC - higher_R[:, None])
-        decay_R = tl.exp2(highest_R - higher_R)
-        total_R = total_R * decay_R + tl.sum(p_RC, 1)
-        v_CH = tl.load(values_ptr + place_CH, mask=is_seen_CH, other=0.0)
-        sum_RH = tl.dot(p_RC.to(v_CH.dtype), v_CH, sum_RH * decay_R[:, None], input_precision="ieee")
-        highest_R = higher_R
-
+    state = attend_new_key(q_RH, k_ptr, v_ptr, keys_ptr + place, values_ptr + place, scale_log2, split == 0, HEAD_DIM)
+    highest_R, total_R, sum_RH = attend_keys(
+        q_RH, keys_ptr, values_ptr, table_ptr, start, stop, scale_log2, state, numel, HEAD_DIM, PAGE_TOKENS, TILE_KEYS
+    )
     sum_RH = sum_RH / total_R[:, None]
     if last - first <= SPLIT_KEYS:
         tl.store(out_ptr + out_RH, sum_RH.to(out_ptr.dtype.element_ty), mask=in_RH)
