@@ -16,7 +16,8 @@ def limits(name: str) -> Limits:
     register_attention()
     with torch.device("meta"):
         plain = AutoModelForCausalLM.from_config(config_of(name, tiny=False), attn_implementation=ATTENTION_NAME)
-    return limits_of(BaseModel(ModelSource(name, Path(name), torch.device("meta"), torch.bfloat16), plain, None), 32)
+    source = ModelSource(name, Path(name), torch.device("meta"), torch.bfloat16)
+    return limits_of(BaseModel(source, plain, None, fuses_linears=False), 32)
 
 
 @pytest.mark.parametrize(

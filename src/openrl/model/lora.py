@@ -71,11 +71,6 @@ class AdapterBank:
             sources = [part for pair in pairs.values() for part in (pair.a_RD, pair.b_OR)]
             torch._foreach_copy_(targets, sources)  # pyright: ignore[reportPrivateImportUsage]
 
-    def refill(self, slot: int, pairs: Mapping[str, LoraPair]) -> None:
-        """Overwrite the factors of linears that the slot already has."""
-        for name, pair in pairs.items():
-            self.write_pair(slot, name, pair)
-
     def clear(self, slot: int) -> None:
         """Zero a slot, so that nothing of its former owner is left, and give back its memory where that can be."""
         for name in self._slots[slot]:

@@ -16,6 +16,7 @@ from openrl.config import TrainingConfig
 from openrl.errors import RequestFailed
 from openrl.model.adapter_banks import create_bank
 from openrl.model.base_model import BaseModel
+from openrl.model.lora import AdapterBank
 from openrl.protocol.datum import ForwardBackwardInput
 from openrl.protocol.results import ForwardBackwardResult
 from openrl.protocol.runs import RunSpec
