@@ -20,7 +20,7 @@ from torch import Tensor
 from bench.models import SHAPES
 from openrl.model.batch import Segment
 from openrl.model.lora_launch import TritonLora
-from openrl.model.lora_tiles import DECODE_TILE_ROWS, TRAINING_TILE_ROWS, GradientTable, GroupStack, RowTiles, pieces_of
+from openrl.model.lora_tiles import DECODE_TILE_ROWS, TRAINING_TILE_ROWS, GradientTable, GroupStack, RowTiles
 
 BYTES_PER_S = 3.0e12
 CUDA = torch.device("cuda")
@@ -170,7 +170,7 @@ def time_training(
     grads = tuple(random_rows(num_rows, size) for size in stack.outputs)
     dx = torch.zeros_like(x)
     tiles = RowTiles.of(segments, TRAINING_TILE_ROWS, CUDA)
-    table, flats = gradient_table(ops, stack, segments)
+    table, flats = gradient_table(stack, segments)
     delta, before = plain_product(stack, x, segments), y.clone()
     xa, gb = ops.shrink(stack, x, tiles), ops.shrink_grads(stack, grads, tiles)
     ops.expand(stack, xa, y, tiles)
@@ -194,7 +194,7 @@ def time_training(
     return rows
 
 
-def gradient_table(ops: TritonLora, stack: GroupStack, segments: list[Segment]) -> tuple[GradientTable, list[Tensor]]:
+def gradient_table(stack: GroupStack, segments: list[Segment]) -> tuple[GradientTable, list[Tensor]]:
     """Zeroed buffers of every job: dA of all linears, then dB of all."""
     flats: list[Tensor] = []
     address = torch.zeros(len(stack.outputs), len(segments), 2, dtype=torch.int64)
@@ -205,8 +205,7 @@ def gradient_table(ops: TritonLora, stack: GroupStack, segments: list[Segment]) 
         for part, size in enumerate(stack.outputs):
             address[part, job] = torch.tensor([flats[-1].data_ptr() + 4 * part * num_a, at_b])
             at_b += 4 * rank * size
-    turns = torch.zeros(len(segments) * ops.num_blocks(stack), dtype=torch.int32, device=CUDA)
-    return GradientTable(pieces_of(segments).to(CUDA), address.to(CUDA), turns), flats
+    return GradientTable.of(segments, address, CUDA), flats
 
 
 def check_gradients(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from openrl.model.batch import Segment
-from openrl.model.lora_tiles import GradientTable, GroupStack, pieces_of
+from openrl.model.lora_tiles import GradientTable, GroupStack
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,7 @@ def random_stack(
     )
 
 
-def staged_gradients(
-    stack: GroupStack, segments: list[Segment], job_slots: list[int], num_blocks: int, seed: int = 3
-) -> Staged:
+def staged_gradients(stack: GroupStack, segments: list[Segment], job_slots: list[int], seed: int = 3) -> Staged:
     """Buffers that already hold something, and the table of their addresses."""
     generator = torch.Generator().manual_seed(seed)
     flats: list[Tensor] = []
@@ -59,5 +57,4 @@ def staged_gradients(
             at += 4 * size
         flats.append(flat)
     device = stack.a_SND.device
-    turns = torch.zeros(max(len(job_slots) * num_blocks, 1), dtype=torch.int32, device=device)
-    return Staged(flats, GradientTable(pieces_of(segments).to(device), address.to(device), turns))
+    return Staged(flats, GradientTable.of(segments, address, device))

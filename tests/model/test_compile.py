@@ -9,45 +9,57 @@ import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
+from transformers import AutoConfig
 
 from openrl.model.adapter import AdapterWeights, LoraPair
-from openrl.model.base_model import BaseModel, ModelSource, load_base_model
+from openrl.model.base_model import ATTENTION_NAME, BaseModel, ModelSource, create_base_model, load_base_model
+from openrl.model.grouped_lora import GroupedTrainingAdapters
 from openrl.model.lora import AdapterBank, TrainingAdapters
+from openrl.model.weight_files import load_causal_lm
+from tests.model.test_grouped_lora import StagedSums, grouped_bank
+from tests.model.test_lora import Sums
 from tests.model.tiny_models import FAMILIES, load_tiny, packed
 
 pytestmark = [  # torch's own, while it traces
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),
 ]
+CPU = torch.device("cpu")
 KINDS = {"llama": 1, "qwen2": 1, "qwen3": 1, "gemma3": 2}
-
-
-class Sums:
-    """A sink that keeps the sum of every factor's gradients."""
-
-    def __init__(self) -> None:
-        self.sums: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
-
-    def add(self, job: int, name: str, da_RD: Tensor, db_OR: Tensor) -> None:
-        a_RD, b_OR = self.sums.get((job, name), (torch.zeros_like(da_RD), torch.zeros_like(db_OR)))
-        self.sums[job, name] = (a_RD + da_RD, b_OR + db_OR)
 
 
 def compiled(directory: Path, backend: str) -> BaseModel:
     torch._dynamo.reset()
     counters.clear()
-    return load_base_model(ModelSource("tiny", directory, torch.device("cpu"), torch.float32, backend))
+    return load_base_model(ModelSource("tiny", directory, CPU, torch.float32, backend))
+
+
+def fused_and_compiled(directory: Path, backend: str) -> BaseModel:
+    """As on a GPU: linears that share their input are one product, whose parts lie side by side."""
+    plain = compiled(directory, backend)  # also makes our attention known
+    source = ModelSource("tiny", directory, CPU, torch.float32, backend)
+    causal_lm = load_causal_lm(directory, AutoConfig.from_pretrained(directory), torch.float32, ATTENTION_NAME, CPU)
+    return create_base_model(source, causal_lm, plain.tokenizer, fuses_linears=True)
+
+
+def random_adapters(model: BaseModel) -> list[AdapterWeights]:
+    torch.manual_seed(3)
+    return [
+        AdapterWeights(
+            4,
+            {
+                name: LoraPair(torch.randn(4, inputs) * 0.1, torch.randn(outputs, 4) * 0.1)
+                for name, (inputs, outputs) in model.linear_shapes.items()
+            },
+        )
+        for _ in range(2)
+    ]
 
 
 def bank_of(model: BaseModel) -> AdapterBank:
-    torch.manual_seed(3)
-    bank = AdapterBank(model.linear_shapes, 2, torch.float32, torch.device("cpu"))
-    for slot in range(2):
-        pairs = {
-            name: LoraPair(torch.randn(4, inputs) * 0.1, torch.randn(outputs, 4) * 0.1)
-            for name, (inputs, outputs) in model.linear_shapes.items()
-        }
-        bank.write(slot, AdapterWeights(4, pairs))
+    bank = AdapterBank(model.linear_shapes, 2, torch.float32, CPU)
+    for slot, adapter in enumerate(random_adapters(model)):
+        bank.write(slot, adapter)
     return bank
 
 
@@ -56,14 +68,33 @@ def sequences(lengths: Sequence[int]) -> list[list[int]]:
     return [[rng.randrange(5, 500) for _ in range(length)] for length in lengths]
 
 
+def adapters_of(model: BaseModel, num_jobs: int) -> tuple[Sums, TrainingAdapters]:
+    """Two slots' adapters, and where the gradients of each job go."""
+    if not model.linear_groups:
+        sums = Sums()
+        return sums, TrainingAdapters(bank_of(model), sums, CPU)
+    grouped = grouped_bank(model, 2)
+    adapters = random_adapters(model)
+    for slot, adapter in enumerate(adapters):
+        grouped.write(slot, adapter)
+    staged = StagedSums([adapters[job % 2] for job in range(num_jobs)])
+    return staged, GroupedTrainingAdapters(grouped, staged, CPU)
+
+
+def staged_sums(sink: Sums) -> dict[tuple[int, str], tuple[Tensor, Tensor]]:
+    if not isinstance(sink, StagedSums):
+        return {}
+    found = {(j, name): (p.a_RD, p.b_OR) for j, pairs in enumerate(sink.pairs) for name, p in pairs.items()}
+    return {key: pair for key, pair in found.items() if key[1] != "lm_head"}
+
+
 def gradients(model: BaseModel, lengths: Sequence[int], recomputed: int) -> tuple[Tensor, Any]:
     """Hidden states, and the factors' gradients of a function of them."""
-    sink = Sums()
-    adapters = TrainingAdapters(bank_of(model), sink, model.device)
+    sink, adapters = adapters_of(model, len(lengths))
     batch = packed(model, sequences(lengths), adapters, [index % 2 for index in range(len(lengths))])
     hidden_TD = model.hidden(replace(batch, recomputed_layers=recomputed))
     (hidden_TD * torch.linspace(-1, 1, hidden_TD.shape[-1])).sum().backward()
-    return hidden_TD.detach(), sink.sums
+    return hidden_TD.detach(), sink.sums | staged_sums(sink)
 
 
 def forward(model: BaseModel, length: int) -> Tensor:
@@ -100,8 +131,10 @@ def test_one_trace_serves_all_layers_of_a_kind_and_any_number_of_rows(tiny_dirs:
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="kernels for the CPU are compiled with it")
-def test_compiled_kernels_give_the_same_gradients(tiny_dirs: dict[str, Path]):
-    model, eager = compiled(tiny_dirs["qwen3"], "inductor"), load_tiny(tiny_dirs["qwen3"])
+@pytest.mark.parametrize("fuses", [False, True])
+def test_compiled_kernels_give_the_same_gradients(tiny_dirs: dict[str, Path], fuses: bool):
+    load = fused_and_compiled if fuses else compiled
+    model, eager = load(tiny_dirs["qwen3"], "inductor"), load_tiny(tiny_dirs["qwen3"])
     for lengths, recomputed in (([13, 40], 0), ([5], 0), ([60, 7], 2)):
         check_gradients(model, eager, lengths, recomputed)
     assert counters["stats"]["unique_graphs"] == 1

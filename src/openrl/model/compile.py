@@ -28,15 +28,16 @@ AttentionFunction = Callable[..., tuple[Tensor, None]]
 
 
 @torch.library.custom_op("openrl::linear", mutates_args=())
-def traced_linear(x: Tensor, module: Tensor, num_outputs: int) -> Tensor:
+def traced_linear(x: Tensor, module: Tensor, num_outputs: int, row_stride: int) -> Tensor:
     """Stands for a linear layer in a trace; never runs."""
     raise NotImplementedError
 
 
 @traced_linear.register_fake
-def _(x: Tensor, module: Tensor, num_outputs: int) -> Tensor:
+def _(x: Tensor, module: Tensor, num_outputs: int, row_stride: int) -> Tensor:
     del module
-    return x.new_empty(*x.shape[:-1], num_outputs)
+    num_rows = x.shape[1]
+    return x.new_empty_strided((1, num_rows, num_outputs), (num_rows * row_stride, row_stride, 1))
 
 
 @torch.library.custom_op("openrl::attention", mutates_args=())
@@ -60,12 +61,13 @@ class OpaqueLinear(nn.Module):
         super().__init__()
         self.linear = linear
         self.num_outputs = int(linear.out_features)
+        self.row_stride = int(linear.row_stride)
         self.register_buffer("number", torch.tensor(number), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """See LoraLinear and GroupMember."""
         if torch.compiler.is_compiling():
-            return traced_linear(x, self.number, self.num_outputs)
+            return traced_linear(x, self.number, self.num_outputs, self.row_stride)
         return self.linear(x)
 
 
@@ -125,8 +127,8 @@ class LayerCompiler:
         calls = {traced_linear._opoverload: self._linear, traced_attention._opoverload: self._attend}
         return compile_stages(traced, calls, self._backend)
 
-    def _linear(self, x: Tensor, module: Tensor, num_outputs: int) -> Tensor:
-        del num_outputs
+    def _linear(self, x: Tensor, module: Tensor, num_outputs: int, row_stride: int) -> Tensor:
+        del num_outputs, row_stride
         return self._modules[int(module)](x)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, module: Tensor, scale: float, window: int | None) -> Tensor:

@@ -14,7 +14,7 @@ from openrl.model.adapter import AdapterWeights, LoraPair
 from openrl.model.batch import BASE_SLOT, Segment
 from openrl.model.linear_groups import FusedLinear, GroupAdapters, LinearGroup
 from openrl.model.lora import AdapterBank, GradientSink, TrainingAdapters, merge_by_slot
-from openrl.model.lora_tiles import TRAINING_TILE_ROWS, GradientTable, GroupStack, RowTiles, pieces_of
+from openrl.model.lora_tiles import TRAINING_TILE_ROWS, GradientTable, GroupStack, RowTiles
 
 RANK_MULTIPLE = 16
 
@@ -37,7 +37,6 @@ class LoraOps(Protocol):
         linear: int,
     ) -> None: ...
     def copy(self, table_M5: Tensor, source: torch.dtype, target: torch.dtype) -> None: ...
-    def num_blocks(self, stack: GroupStack) -> int: ...
 
 
 class GroupedBank(AdapterBank, GroupAdapters):
@@ -148,9 +147,7 @@ class GroupedBank(AdapterBank, GroupAdapters):
             if of_job:
                 rows = torch.tensor([self._row_of[name] for name in of_job])
                 address_LJ2[rows, job] = torch.tensor(list(of_job.values()))
-        most = max((self.ops.num_blocks(stack) for stack in self._group_stacks.values()), default=0)
-        turns_C = torch.zeros(max(most * len(addresses), 1), dtype=torch.int32, device=self._device)
-        return GradientTable(pieces_of(segments).to(self._device), address_LJ2.to(self._device), turns_C)
+        return GradientTable.of(segments, address_LJ2, self._device)
 
     def _stack(self, name: str) -> tuple[Tensor, Tensor]:
         if name not in self._stacks:

@@ -82,7 +82,7 @@ class FusedLinear:
 
 
 class GroupMember(nn.Module):
-    """Stands where one linear of a group stood; its weight is a view."""
+    """Stands where one linear of a group stood; its weight is a view, and so are its outputs, `row_stride` apart."""
 
     def __init__(self, base: nn.Linear, fused: FusedLinear, index: int) -> None:
         super().__init__()
@@ -90,6 +90,7 @@ class GroupMember(nn.Module):
         self.bias = base.bias
         self.in_features = base.in_features
         self.out_features = base.out_features
+        self.row_stride = sum(fused.group.outputs)
         self._fused = fused
         self._index = index
 

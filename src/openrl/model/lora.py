@@ -286,6 +286,7 @@ class LoraLinear(nn.Module):
         self.bias = base.bias
         self.in_features = base.in_features
         self.out_features = base.out_features
+        self.row_stride = base.out_features
         self.name = name
         self.active = active
 

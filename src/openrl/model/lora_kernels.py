@@ -165,61 +165,50 @@ def expand_kernel(
 
 
 @triton.jit
-def _wide_narrow(
-    wide, narrow, s_wide, s_narrow, rows, c, n, num_c, is_used,
-    BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
+def _add_wide_narrow(
+    at, wide, narrow, factor, s_wide, s_narrow, pieces, first_piece, last_piece, num_pieces, c, n, num_c, is_used, mask,
+    WIDE_FIRST: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """sum over rows of narrow[row, n] wide[row, c], as [N, C]."""
+    """Add factor * sum over rows of narrow[row, n] wide[row, c] at [N, C] (WIDE_FIRST: [C, N]), piece by piece."""
     t = tl.arange(0, BLOCK_T)
-    acc = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
-    for at in range(0, rows, BLOCK_T):
-        is_row = at + t < rows
-        wide_at = wide + (at + t)[:, None] * s_wide + c[None, :]
-        wide_TC = tl.load(wide_at, mask=is_row[:, None] & (c < num_c)[None, :], other=0.0)
-        narrow_at = narrow + (at + t)[:, None] * s_narrow + n[None, :]
-        narrow_TN = tl.load(narrow_at, mask=is_row[:, None] & is_used[None, :], other=0.0)
-        acc = tl.dot(tl.trans(narrow_TN), wide_TC, acc, input_precision=PRECISION)
-    return acc
-
-
-@triton.jit
-def _wait(turn, order):
-    """Until all pieces of the job before this one are in."""
-    if order > 0:
-        while tl.atomic_add(turn, 0, sem="acquire") < order:
-            pass
-
-
-@triton.jit
-def _pass_on(turn, order, is_last):
-    """Let the job's next piece add; the last one leaves the counter as it was found."""
-    tl.debug_barrier()
-    following = order + 1
-    if is_last > 0:
-        following = 0
-    tl.atomic_xchg(turn, following, sem="release")
+    for piece in range(first_piece, last_piece):
+        first = tl.load(pieces + piece).to(tl.int64)
+        rows = tl.load(pieces + num_pieces + piece)
+        acc = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
+        for start in range(0, rows, BLOCK_T):
+            is_row = start + t < rows
+            row = first + start + t
+            wide_at = wide + row[:, None] * s_wide + c[None, :]
+            wide_TC = tl.load(wide_at, mask=is_row[:, None] & (c < num_c)[None, :], other=0.0)
+            narrow_at = narrow + row[:, None] * s_narrow + n[None, :]
+            narrow_TN = tl.load(narrow_at, mask=is_row[:, None] & is_used[None, :], other=0.0)
+            acc = tl.dot(tl.trans(narrow_TN), wide_TC, acc, input_precision=PRECISION)
+        acc = acc * factor
+        if WIDE_FIRST:
+            tl.store(at, tl.load(at, mask=mask, other=0.0) + tl.trans(acc), mask=mask)
+        else:
+            tl.store(at, tl.load(at, mask=mask, other=0.0) + acc, mask=mask)
 
 
 @triton.jit(do_not_specialize=_VARYING)
 def grad_kernel(
-    x, g0, g1, g2, xa, gb, scale, rank, pieces, address, turns,
+    x, g0, g1, g2, xa, gb, scale, rank, jobs, pieces, address,
     num_pieces, num_jobs, num_slots, columns, r, d, c0, c1, c2, sx, sg0, sg1, sg2,
     BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_NA: tl.constexpr, BLOCK_NB: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dA += gb^T x and dB += scale g^T xa of one piece of rows, in fp32 at the job's addresses.
+    """dA += gb^T x and dB += scale g^T xa of the pieces of one job, in fp32 at the job's addresses.
 
-    One program owns one block of dA or dB; the pieces of a job add to it one after the other, in order.
+    One program owns one block of a job's dA or dB; it adds the job's pieces one after the other, in order.
     """
-    piece = tl.program_id(1)
-    job = tl.load(pieces + piece)
-    slot = tl.load(pieces + num_pieces + piece)
-    first = tl.load(pieces + 2 * num_pieces + piece).to(tl.int64)
-    rows = tl.load(pieces + 3 * num_pieces + piece)
-    order = tl.load(pieces + 4 * num_pieces + piece)
-    is_last = tl.load(pieces + 5 * num_pieces + piece)
+    job = tl.program_id(1)
+    slot = tl.load(jobs + job)
+    first_piece = tl.load(jobs + num_jobs + job)
+    last_piece = first_piece + tl.load(jobs + 2 * num_jobs + job)
+    if last_piece == first_piece:
+        return
     block = tl.program_id(0)
-    turn = turns + job * tl.num_programs(0) + block
     blocks_d = tl.cdiv(d, BLOCK_C)
     blocks_a = blocks_d * tl.cdiv(columns, BLOCK_NA)
     if block < blocks_a:
@@ -228,16 +217,11 @@ def grad_kernel(
         limit = tl.load(rank + (n // r) * num_slots + slot, mask=n < columns, other=0)
         da = tl.load(address + ((n // r) * num_jobs + job) * 2, mask=n < columns, other=0)
         is_used = (n < columns) & (n % r < limit) & (da != 0)
-        acc_a = _wide_narrow(
-            x + first * sx, gb + first * columns, sx, columns, rows, c, n, d, n < columns,
-            BLOCK_T, BLOCK_C, BLOCK_NA, PRECISION,
-        )  # fmt: skip
         at = da.to(tl.pointer_type(tl.float32))[:, None] + (n % r)[:, None] * d + c[None, :]
-        mask = is_used[:, None] & (c < d)[None, :]
-        _wait(turn, order)
-        so_far = tl.load(at, mask=mask, other=0.0, cache_modifier=".cg")
-        tl.store(at, so_far + acc_a, mask=mask)
-        _pass_on(turn, order, is_last)
+        _add_wide_narrow(
+            at, x, gb, 1.0, sx, columns, pieces, first_piece, last_piece, num_pieces, c, n, d, n < columns,
+            is_used[:, None] & (c < d)[None, :], False, BLOCK_T, BLOCK_C, BLOCK_NA, PRECISION,
+        )  # fmt: skip
     else:
         block -= blocks_a
         blocks_r = tl.cdiv(r, BLOCK_NB)
@@ -260,17 +244,12 @@ def grad_kernel(
         limit_b = tl.load(rank + part * num_slots + slot)
         db = tl.load(address + (part * num_jobs + job) * 2 + 1)
         is_used_b = (nb < r) & (nb < limit_b) & (db != 0)
-        acc_b = _wide_narrow(
-            g + first * sg, xa + first * columns + part * r, sg, columns, rows, cb, nb, num_c, nb < r,
-            BLOCK_T, BLOCK_C, BLOCK_NB, PRECISION,
-        )  # fmt: skip
-        scaled_b = tl.trans(acc_b) * tl.load(scale + slot)
         at_b = db.to(tl.pointer_type(tl.float32)) + cb[:, None] * limit_b + nb[None, :]
-        mask_b = is_used_b[None, :] & (cb < num_c)[:, None]
-        _wait(turn, order)
-        so_far_b = tl.load(at_b, mask=mask_b, other=0.0, cache_modifier=".cg")
-        tl.store(at_b, so_far_b + scaled_b, mask=mask_b)
-        _pass_on(turn, order, is_last)
+        _add_wide_narrow(
+            at_b, g, xa + part * r, tl.load(scale + slot), sg, columns, pieces, first_piece, last_piece, num_pieces,
+            cb, nb, num_c, nb < r,
+            is_used_b[None, :] & (cb < num_c)[:, None], True, BLOCK_T, BLOCK_C, BLOCK_NB, PRECISION,
+        )  # fmt: skip
 
 
 @triton.jit

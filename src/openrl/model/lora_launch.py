@@ -68,28 +68,28 @@ class TritonLora:
         """Add dA and dB to the staged gradients of the jobs; `linear`: the group's first row in the address table."""
         g0, g1, g2 = _three(grads)
         c0, c1, c2 = (*stack.outputs, 0, 0)[:3]
-        num_blocks, num_jobs = self.num_blocks(stack), table.address_LJ2.shape[1]
-        assert num_jobs * num_blocks <= table.turns_C.numel()
-        _GRAD_KERNEL[(num_blocks, table.num_pieces)](
+        _GRAD_KERNEL[(_num_grad_blocks(stack), table.num_jobs)](
             x_TD, g0, g1, g2, xa_1TN, gb_1TN, stack.scale_S, stack.rank_GS,
-            table.pieces_6P, table.address_LJ2[linear], table.turns_C,
-            table.num_pieces, num_jobs, stack.scale_S.shape[0], stack.columns, stack.rank, stack.num_inputs, c0, c1, c2,
+            table.jobs_3J, table.pieces_2P, table.address_LJ2[linear],
+            table.num_pieces, table.num_jobs, stack.scale_S.shape[0], stack.columns, stack.rank,
+            stack.num_inputs, c0, c1, c2,
             x_TD.stride(0), g0.stride(0), g1.stride(0), g2.stride(0),
             BLOCK_T=64, BLOCK_C=GRAD_BLOCK, BLOCK_NA=_narrow_block(stack.columns), BLOCK_NB=_narrow_block(stack.rank),
             PRECISION=_precision(x_TD), num_warps=8 if stack.columns > 64 else 4, num_stages=_stages(x_TD, 4),
         )  # fmt: skip
-
-    def num_blocks(self, stack: GroupStack) -> int:
-        """Blocks of one job's dA and dB of a group; each needs a counter."""
-        blocks_a = _blocks(stack.num_inputs, GRAD_BLOCK) * _blocks(stack.columns, _narrow_block(stack.columns))
-        blocks_c = sum(_blocks(c, GRAD_BLOCK) for c in stack.outputs)
-        return blocks_a + blocks_c * _blocks(stack.rank, _narrow_block(stack.rank))
 
     def copy(self, table_M5: Tensor, source: torch.dtype, target: torch.dtype) -> None:
         """Copy matrices in one launch; see copy_kernel for the table."""
         types = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16}
         grid = (table_M5.shape[0], COPY_PROGRAMS)
         _COPY_KERNEL[grid](table_M5, BLOCK=COPY_BLOCK, SOURCE=types[source], TARGET=types[target], num_warps=4)
+
+
+def _num_grad_blocks(stack: GroupStack) -> int:
+    """Blocks of one job's dA and dB of a group."""
+    blocks_a = _blocks(stack.num_inputs, GRAD_BLOCK) * _blocks(stack.columns, _narrow_block(stack.columns))
+    blocks_c = sum(_blocks(c, GRAD_BLOCK) for c in stack.outputs)
+    return blocks_a + blocks_c * _blocks(stack.rank, _narrow_block(stack.rank))
 
 
 def split_length(num_inputs: int) -> int:

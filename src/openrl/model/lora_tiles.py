@@ -17,7 +17,7 @@ DECODE_TILE_ROWS = 16
 TRAINING_TILE_ROWS = 64
 
 PIECE_ROWS = 1024
-"""Rows whose gradient is summed in one go: enough pieces for all processors, and the same whoever else is there."""
+"""Rows whose gradient is summed in one go before it is added to the job's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,32 +76,40 @@ class GradientTable:
     A piece is at most PIECE_ROWS rows of one segment; the pieces of a job are added to its staged gradients in order.
     """
 
-    pieces_6P: Int32[Tensor, "6 P"]  # job, slot, first row, rows, place among the job's pieces, whether it is the last
+    jobs_3J: Int32[Tensor, "3 J"]  # slot, first piece, number of pieces
+    pieces_2P: Int32[Tensor, "2 P"]  # first row, rows
     address_LJ2: Int64[Tensor, "L J 2"]  # of the staged dA and dB of a linear, fp32; 0: none are wanted
-    turns_C: Int32[Tensor, " C"]  # zeros between launches: whose turn it is to add to a block of a job's gradients
+
+    @property
+    def num_jobs(self) -> int:
+        """Jobs of the micro-batch, those without rows among them."""
+        return self.jobs_3J.shape[1]
 
     @property
     def num_pieces(self) -> int:
         """Pieces of all jobs."""
-        return self.pieces_6P.shape[1]
+        return self.pieces_2P.shape[1]
+
+    @staticmethod
+    def of(segments: Sequence[Segment], address_LJ2: Int64[Tensor, "L J 2"], device: torch.device) -> "GradientTable":
+        """The pieces of the segments' jobs, and their addresses, on the device."""
+        jobs_3J, pieces_2P = _pieces_of(segments, address_LJ2.shape[1])
+        return GradientTable(jobs_3J.to(device), pieces_2P.to(device), address_LJ2.to(device))
 
 
-def pieces_of(segments: Sequence[Segment]) -> Int32[Tensor, "6 P"]:
-    """See GradientTable; on the host, the first pieces of all jobs first."""
-    by_job: dict[int, list[tuple[int, int, int]]] = {}
+def _pieces_of(segments: Sequence[Segment], num_jobs: int) -> tuple[Int32[Tensor, "3 J"], Int32[Tensor, "2 P"]]:
+    slots = [BASE_SLOT] * num_jobs
+    by_job: list[list[tuple[int, int]]] = [[] for _ in range(num_jobs)]
     for segment in segments:
         if segment.slot != BASE_SLOT:
+            slots[segment.job] = segment.slot
             stop = segment.start + segment.length
             rows = range(segment.start, stop, PIECE_ROWS)
-            by_job.setdefault(segment.job, []).extend((segment.slot, at, min(PIECE_ROWS, stop - at)) for at in rows)
-    # A piece waits for those of its job before it, so these must start first.
-    table = [
-        (order, job, *piece, order, order == len(pieces) - 1)
-        for job, pieces in by_job.items()
-        for order, piece in enumerate(pieces)
-    ]
-    ordered = np.array(sorted(table), np.int32).reshape(-1, 7)[:, 1:]
-    return torch.from_numpy(np.ascontiguousarray(ordered.T))
+            by_job[segment.job] += [(at, min(PIECE_ROWS, stop - at)) for at in rows]
+    counts = np.array([len(pieces) for pieces in by_job], np.int32)
+    jobs_3J = np.stack([np.array(slots, np.int32), np.cumsum(counts, dtype=np.int32) - counts, counts])
+    pieces_P2 = np.array([piece for pieces in by_job for piece in pieces] or [(0, 0)], np.int32)
+    return torch.from_numpy(jobs_3J), torch.from_numpy(np.ascontiguousarray(pieces_P2.T))
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,7 +56,7 @@ class TorchLora:
         linear: int,
     ) -> None:
         """Add dA and dB to the staged gradients of the jobs; `linear`: the group's first row in the address table."""
-        for job, slot, first, length, *_ in table.pieces_6P.t().tolist():
+        for job, slot, first, length in _pieces(table):
             rows = slice(first, first + length)
             for part, (g_TO, num_outputs) in enumerate(zip(grads, stack.outputs, strict=True)):
                 rank = int(stack.rank_GS[part, slot])
@@ -77,16 +77,21 @@ class TorchLora:
             to = tensor_at(to_at, (num_rows - 1) * stride + length, target)
             to.as_strided((num_rows, length), (stride, 1)).copy_(values)
 
-    def num_blocks(self, stack: GroupStack) -> int:
-        """Counters that add_grads needs for one job."""
-        del stack
-        return 0
-
 
 def tensor_at(address: int, num_values: int, dtype: torch.dtype) -> Tensor:
     """The values at an address of the host, not copied."""
     values = (ctypes.c_char * (num_values * dtype.itemsize)).from_address(address)
     return torch.frombuffer(values, dtype=dtype)
+
+
+def _pieces(table: GradientTable) -> list[tuple[int, int, int, int]]:
+    """(job, slot, first row, rows), in order."""
+    pieces = table.pieces_2P.t().tolist()
+    return [
+        (job, slot, *piece)
+        for job, (slot, first, count) in enumerate(table.jobs_3J.t().tolist())
+        for piece in pieces[first : first + count]
+    ]
 
 
 def _tiles(tiles: RowTiles) -> list[tuple[int, slice]]:
