@@ -57,7 +57,7 @@ def target_logprobs(
     """
     bank = adapters.bank if isinstance(adapters, TrainingAdapters) else adapters
     assert bank is None or isinstance(bank, AdapterBank)
-    plan = _Plan(model, targets_MK, bank, segments, needs_grad_M)
+    plan = HeadPlan(model, targets_MK, bank, segments, needs_grad_M)
     if not torch.is_grad_enabled() or not hidden_MD.requires_grad:
         return plan.forward(hidden_MD, keep_expectation=False)[0]
     sink = adapters if isinstance(adapters, TrainingAdapters) else None
@@ -66,7 +66,7 @@ def target_logprobs(
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
+class HeadPlan:
     """What one evaluation of the head works on."""
 
     model: BaseModel
@@ -101,7 +101,7 @@ class _Plan:
         chosen = self._chosen() if keep_expectation else None
         with torch.no_grad():
             for rows in self.chunks():
-                chunk = _Chunk(self, hidden_MD[rows], rows)
+                chunk = HeadChunk(self, hidden_MD[rows], rows)
                 chosen_C = None if chosen is None else chosen.within(rows)
                 logprobs_MK[rows], expected = chunk.run(chosen_C)
                 if expected_MD is not None and expected is not None and chosen_C is not None:
@@ -127,10 +127,10 @@ class _ChosenRows(NamedTuple):
         return self.device_P[start:stop] - rows.start
 
 
-class _Chunk:
+class HeadChunk:
     """One pass over the vocabulary for a chunk of rows."""
 
-    def __init__(self, plan: _Plan, hidden_CD: Tensor, rows: slice) -> None:
+    def __init__(self, plan: HeadPlan, hidden_CD: Tensor, rows: slice) -> None:
         self._model = plan.model
         self._hidden_CD = hidden_CD.contiguous()
         self._targets_CK = plan.targets_MK[rows]
@@ -247,7 +247,7 @@ class _HeadLora:
         logits_CB[self.rows].add_(delta_WB[self.kept], alpha=self.factors.scale)
 
 
-def _head_loras(plan: _Plan, hidden_CD: Tensor, rows: slice) -> list[_HeadLora]:
+def _head_loras(plan: HeadPlan, hidden_CD: Tensor, rows: slice) -> list[_HeadLora]:
     if plan.bank is None:
         return []
     loras: list[_HeadLora] = []
@@ -270,7 +270,7 @@ def _pick(logits_CB: Tensor, targets_CK: Tensor, start: int, picked_CK: Tensor) 
 
 class _TargetLogprobs(Function):
     @staticmethod
-    def forward(ctx: Any, hidden_MD: Tensor, plan: _Plan, adapters: TrainingAdapters | None) -> Tensor:
+    def forward(ctx: Any, hidden_MD: Tensor, plan: HeadPlan, adapters: TrainingAdapters | None) -> Tensor:
         ctx.plan, ctx.adapters = plan, adapters
         logprobs_MK, expected_MD = plan.forward(hidden_MD, keep_expectation=not plan.is_adapted)
         ctx.save_for_backward(hidden_MD, expected_MD)
@@ -279,7 +279,7 @@ class _TargetLogprobs(Function):
     @staticmethod
     def backward(ctx: FunctionCtx, *grads: Any) -> Any:
         saved: Any = ctx
-        plan: _Plan = saved.plan
+        plan: HeadPlan = saved.plan
         hidden_MD, expected_MD = saved.saved_tensors
         g_MK = grads[0].masked_fill(plan.targets_MK == ABSENT, 0.0)
         if expected_MD is None:
@@ -309,7 +309,7 @@ def _weighted_rows(model: BaseModel, targets_MK: Tensor, g_MK: Tensor) -> Tensor
     return out_MD
 
 
-def _adapted_backward(plan: _Plan, adapters: TrainingAdapters, hidden_MD: Tensor, g_MK: Tensor) -> Tensor:
+def _adapted_backward(plan: HeadPlan, adapters: TrainingAdapters, hidden_MD: Tensor, g_MK: Tensor) -> Tensor:
     """Gradient of the hidden rows; factor gradients of the head go to the sink, segment by segment."""
     dhidden_MD = torch.zeros_like(hidden_MD)
     step = min(plan.chunk_rows, ADAPTED_CHUNK_ROWS)
@@ -323,7 +323,7 @@ def _adapted_backward(plan: _Plan, adapters: TrainingAdapters, hidden_MD: Tensor
 
 
 def _adapted_part(
-    plan: _Plan,
+    plan: HeadPlan,
     adapters: TrainingAdapters,
     factors: SlotFactors | None,
     part: Segment,
