@@ -35,7 +35,7 @@ def make_model(num_inputs: int, vocab: int) -> Any:
         dtype=dtype,
         vocab_size=vocab,
         head_weight=weight_VD,
-        head_rows=lambda block: weight_VD[block],
+        head_rows=weight_VD.__getitem__,
         head_blocks=lambda: iter([whole]),
     )
 

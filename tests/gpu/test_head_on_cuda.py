@@ -22,7 +22,7 @@ def make_model(vocab: int) -> Any:
         dtype=weight_VD.dtype,
         vocab_size=vocab,
         head_weight=weight_VD,
-        head_rows=lambda block: weight_VD[block],
+        head_rows=weight_VD.__getitem__,
         head_blocks=lambda: iter([slice(0, vocab)]),
     )
 

@@ -1,11 +1,13 @@
 """The head's kernels against float64: compiled where there is a GPU, else interpreted."""
 
 import importlib.util
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from openrl.model.head import ABSENT
+from openrl.model.head import ABSENT, HeadChunk, HeadPlan
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -57,3 +59,26 @@ def test_probabilities_of_chosen_rows_equal_float64(chosen: list[int] | None, dt
     # A bf16 value is cut off by the interpreter, rounded by a device.
     rtol = 1e-4 if dtype == torch.float32 else 2**-7
     torch.testing.assert_close(got_PV.double(), expected_PV, rtol=rtol, atol=1e-30)
+
+
+@pytest.mark.parametrize("chosen", [[], [1, 3], list(range(8))])
+def test_a_chunk_by_kernels_equals_one_by_torch_alone(chosen: list[int]):
+    num_rows, vocab, num_inputs = 8, 20000, 16
+    weight_VD = torch.randn(vocab, num_inputs, device=DEVICE)
+    model: Any = SimpleNamespace(
+        device=DEVICE,
+        dtype=torch.float32,
+        vocab_size=vocab,
+        head_weight=weight_VD,
+        head_rows=weight_VD.__getitem__,
+        head_blocks=lambda: iter([slice(0, vocab)]),
+    )
+    targets_MK = torch.randint(ABSENT, vocab, (num_rows, 3), device=DEVICE)
+    plan = HeadPlan(model, targets_MK, None, (), None)
+    chunk = HeadChunk(plan, torch.randn(num_rows, num_inputs, device=DEVICE), slice(0, num_rows))
+    chosen_C = torch.tensor(chosen, dtype=torch.int64, device=DEVICE)
+    logprobs_CK, expected = chunk.run_fused(chosen_C)
+    twin_CK, twin = chunk.run_by_blocks(chosen_C)
+    torch.testing.assert_close(logprobs_CK, twin_CK, rtol=1e-5, atol=1e-5)
+    assert (expected is None) == (twin is None) == (not chosen)
+    torch.testing.assert_close(expected, twin, rtol=1e-4, atol=1e-4)

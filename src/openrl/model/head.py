@@ -139,7 +139,7 @@ class HeadChunk:
     def run(self, chosen_C: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Log-probabilities [C, K], and p W of the chosen rows."""
         if self._hidden_CD.is_cuda:
-            return self._run_fused(chosen_C)
+            return self.run_fused(chosen_C)
         return self.run_by_blocks(chosen_C)
 
     def run_by_blocks(self, chosen_C: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -154,7 +154,8 @@ class HeadChunk:
         logprobs_CK = so_far.picked_CK - (so_far.highest_C1 + torch.log(so_far.total_C1))
         return logprobs_CK.masked_fill_(self._targets_CK == ABSENT, 0.0), expectation.result(so_far.total_C1)
 
-    def _run_fused(self, chosen_C: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def run_fused(self, chosen_C: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The same with the whole vocabulary at once, by kernels."""
         from openrl.model.head_kernels import probabilities, row_logprobs  # noqa: PLC0415  (triton: only with CUDA)
 
         whole = slice(0, self._model.vocab_size)
