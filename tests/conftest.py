@@ -1,17 +1,13 @@
 """Fixtures that tests of several packages share."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
+import tests.interpreter  # noqa: F401  (before triton)
 from tests.live_server import LiveServer, start_server
 from tests.tiny_model import save_tiny_model
-
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is defined
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,8 @@ The vocabulary is taken block by block, with a running maximum and sum, so that 
 a CPU. d logp(y) / d h = W[y] - p W: where the head is frozen, p W is summed in the same pass and kept ([M, D]); the
 backward pass then needs no logits, whatever the loss. Where the head itself is adapted, the backward pass recomputes
 the logits. (Running softmax: Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018.)
+
+On CUDA a block is the whole vocabulary, and model.head_kernels does what lies between the two products.
 """
 
 from collections.abc import Iterator
@@ -21,9 +23,13 @@ from openrl.model.adapter import HEAD_NAME
 from openrl.model.base_model import BaseModel
 from openrl.model.batch import ROW_MULTIPLE, Adapters, Segment
 from openrl.model.lora import AdapterBank, SlotFactors, TrainingAdapters, merge_by_slot, product_fp32, row_window
+from openrl.model.transfers import to_device
 
 CHUNK_BYTES = 2**30
 """fp32 logits held at once where a block is the whole vocabulary (CUDA)."""
+
+CHUNK_ROW_MULTIPLE = 128
+"""Rows of a chunk on CUDA come in whole tiles of a matrix product."""
 
 MAX_CHUNK_ROWS = 256
 """Rows of a chunk on CPU: enough to read the head's weights rarely, few enough for the caches."""
@@ -47,11 +53,11 @@ def target_logprobs(
 
     `segments` say whose rows these are; where there are adapters, rows beyond them are padding that asks for nothing.
     M must be a multiple of ROW_MULTIPLE on CPU. Rows that `needs_grad_M` excludes get no gradient: their half of the
-    work is left out.
+    work is left out; best on the host, where they can be counted without waiting for the device.
     """
     bank = adapters.bank if isinstance(adapters, TrainingAdapters) else adapters
     assert bank is None or isinstance(bank, AdapterBank)
-    plan = _Plan(model, targets_MK, bank, segments, needs_grad_M)
+    plan = HeadPlan(model, targets_MK, bank, segments, needs_grad_M)
     if not torch.is_grad_enabled() or not hidden_MD.requires_grad:
         return plan.forward(hidden_MD, keep_expectation=False)[0]
     sink = adapters if isinstance(adapters, TrainingAdapters) else None
@@ -60,7 +66,7 @@ def target_logprobs(
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
+class HeadPlan:
     """What one evaluation of the head works on."""
 
     model: BaseModel
@@ -76,10 +82,11 @@ class _Plan:
 
     @property
     def chunk_rows(self) -> int:
-        """Rows taken at once, in whole row multiples."""
+        """Rows taken at once."""
         if self.model.device.type == "cpu":
             return MAX_CHUNK_ROWS
-        return max(CHUNK_BYTES // (4 * self.model.vocab_size) // ROW_MULTIPLE * ROW_MULTIPLE, ROW_MULTIPLE)
+        num_rows = CHUNK_BYTES // (4 * self.model.vocab_size)
+        return max(num_rows // CHUNK_ROW_MULTIPLE * CHUNK_ROW_MULTIPLE, CHUNK_ROW_MULTIPLE)
 
     def chunks(self) -> Iterator[slice]:
         """Row ranges in order."""
@@ -91,26 +98,39 @@ class _Plan:
         """Log-probabilities [M, K], and p W [M, D] where it is wanted."""
         logprobs_MK = torch.empty(self.targets_MK.shape, dtype=torch.float32, device=hidden_MD.device)
         expected_MD = torch.zeros_like(hidden_MD) if keep_expectation else None
+        chosen = self._chosen() if keep_expectation else None
         with torch.no_grad():
             for rows in self.chunks():
-                chunk = _Chunk(self, hidden_MD[rows], rows)
-                chosen_C = self._chosen(rows) if keep_expectation else None
+                chunk = HeadChunk(self, hidden_MD[rows], rows)
+                chosen_C = None if chosen is None else chosen.within(rows)
                 logprobs_MK[rows], expected = chunk.run(chosen_C)
                 if expected_MD is not None and expected is not None and chosen_C is not None:
-                    expected_MD[rows.start + chosen_C] = expected
+                    expected_MD[rows].index_copy_(0, chosen_C, expected)
         return logprobs_MK, expected_MD
 
-    def _chosen(self, rows: slice) -> Tensor:
-        """Indices, within the chunk, of rows that may get a gradient."""
-        if self.needs_grad_M is None:
-            return torch.arange(rows.stop - rows.start, device=self.targets_MK.device)
-        return self.needs_grad_M[rows].nonzero()[:, 0]
+    def _chosen(self) -> "_ChosenRows":
+        """The rows that may get a gradient."""
+        num_rows = self.targets_MK.shape[0]
+        host_P = torch.arange(num_rows) if self.needs_grad_M is None else self.needs_grad_M.cpu().nonzero()[:, 0]
+        return _ChosenRows(host_P, to_device(host_P, self.targets_MK.device))
 
 
-class _Chunk:
+class _ChosenRows(NamedTuple):
+    """Row indices in order; a chunk's are counted on the host, which then need not wait for the device."""
+
+    host_P: Tensor
+    device_P: Tensor
+
+    def within(self, rows: slice) -> Tensor:
+        """Those of a chunk, counted from its start."""
+        start, stop = torch.searchsorted(self.host_P, torch.tensor([rows.start, rows.stop])).tolist()
+        return self.device_P[start:stop] - rows.start
+
+
+class HeadChunk:
     """One pass over the vocabulary for a chunk of rows."""
 
-    def __init__(self, plan: _Plan, hidden_CD: Tensor, rows: slice) -> None:
+    def __init__(self, plan: HeadPlan, hidden_CD: Tensor, rows: slice) -> None:
         self._model = plan.model
         self._hidden_CD = hidden_CD.contiguous()
         self._targets_CK = plan.targets_MK[rows]
@@ -118,6 +138,12 @@ class _Chunk:
 
     def run(self, chosen_C: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Log-probabilities [C, K], and p W of the chosen rows."""
+        if self._hidden_CD.is_cuda:
+            return self.run_fused(chosen_C)
+        return self.run_by_blocks(chosen_C)
+
+    def run_by_blocks(self, chosen_C: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The same by torch alone, block by block."""
         so_far = _nothing_folded(self._targets_CK)
         expectation = _Expectation(self._model, chosen_C)
         for block in self._model.head_blocks():
@@ -127,6 +153,20 @@ class _Chunk:
             expectation.add(p_CB, weight_BD, shrink_C1)
         logprobs_CK = so_far.picked_CK - (so_far.highest_C1 + torch.log(so_far.total_C1))
         return logprobs_CK.masked_fill_(self._targets_CK == ABSENT, 0.0), expectation.result(so_far.total_C1)
+
+    def run_fused(self, chosen_C: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The same with the whole vocabulary at once, by kernels."""
+        from openrl.model.head_kernels import probabilities, row_logprobs  # noqa: PLC0415  (triton: only with CUDA)
+
+        whole = slice(0, self._model.vocab_size)
+        weight_VD = self._model.head_rows(whole)
+        logits_CV = self._logits(weight_VD, whole)
+        logprobs_CK, lse_C = row_logprobs(logits_CV, self._targets_CK)
+        if chosen_C is None or not chosen_C.numel():
+            return logprobs_CK, None
+        takes_all = chosen_C.numel() == logits_CV.shape[0]
+        p_PV = probabilities(logits_CV, lse_C, None if takes_all else chosen_C, self._model.dtype)
+        return logprobs_CK, product_fp32(p_PV, weight_VD).to(self._model.dtype)
 
     def _logits(self, weight_BD: Tensor, block: slice) -> Float[Tensor, "C B"]:
         # Never rounded to bf16, which would cost a logit of 10 up to 0.03.
@@ -152,8 +192,7 @@ def _nothing_folded(targets_CK: Tensor) -> _Folded:
 def _fold(logits_CB: Tensor, targets_CK: Tensor, start: int, so_far: _Folded) -> tuple[Tensor, Tensor, _Folded]:
     """Take one block of logits in; also exp(logit - highest) in their place, and what the sums before shrink by.
 
-    All that is done to logits is in here, elementwise and by rows: on CUDA its memory traffic is most of the head's
-    time, and one kernel could do it.
+    The twin of model.head_kernels.
     """
     picked_CK = _pick(logits_CB, targets_CK, start, so_far.picked_CK)
     highest_C1 = torch.maximum(so_far.highest_C1, logits_CB.amax(-1, keepdim=True))
@@ -209,7 +248,7 @@ class _HeadLora:
         logits_CB[self.rows].add_(delta_WB[self.kept], alpha=self.factors.scale)
 
 
-def _head_loras(plan: _Plan, hidden_CD: Tensor, rows: slice) -> list[_HeadLora]:
+def _head_loras(plan: HeadPlan, hidden_CD: Tensor, rows: slice) -> list[_HeadLora]:
     if plan.bank is None:
         return []
     loras: list[_HeadLora] = []
@@ -232,7 +271,7 @@ def _pick(logits_CB: Tensor, targets_CK: Tensor, start: int, picked_CK: Tensor) 
 
 class _TargetLogprobs(Function):
     @staticmethod
-    def forward(ctx: Any, hidden_MD: Tensor, plan: _Plan, adapters: TrainingAdapters | None) -> Tensor:
+    def forward(ctx: Any, hidden_MD: Tensor, plan: HeadPlan, adapters: TrainingAdapters | None) -> Tensor:
         ctx.plan, ctx.adapters = plan, adapters
         logprobs_MK, expected_MD = plan.forward(hidden_MD, keep_expectation=not plan.is_adapted)
         ctx.save_for_backward(hidden_MD, expected_MD)
@@ -241,7 +280,7 @@ class _TargetLogprobs(Function):
     @staticmethod
     def backward(ctx: FunctionCtx, *grads: Any) -> Any:
         saved: Any = ctx
-        plan: _Plan = saved.plan
+        plan: HeadPlan = saved.plan
         hidden_MD, expected_MD = saved.saved_tensors
         g_MK = grads[0].masked_fill(plan.targets_MK == ABSENT, 0.0)
         if expected_MD is None:
@@ -271,7 +310,7 @@ def _weighted_rows(model: BaseModel, targets_MK: Tensor, g_MK: Tensor) -> Tensor
     return out_MD
 
 
-def _adapted_backward(plan: _Plan, adapters: TrainingAdapters, hidden_MD: Tensor, g_MK: Tensor) -> Tensor:
+def _adapted_backward(plan: HeadPlan, adapters: TrainingAdapters, hidden_MD: Tensor, g_MK: Tensor) -> Tensor:
     """Gradient of the hidden rows; factor gradients of the head go to the sink, segment by segment."""
     dhidden_MD = torch.zeros_like(hidden_MD)
     step = min(plan.chunk_rows, ADAPTED_CHUNK_ROWS)
@@ -285,7 +324,7 @@ def _adapted_backward(plan: _Plan, adapters: TrainingAdapters, hidden_MD: Tensor
 
 
 def _adapted_part(
-    plan: _Plan,
+    plan: HeadPlan,
     adapters: TrainingAdapters,
     factors: SlotFactors | None,
     part: Segment,

@@ -74,5 +74,14 @@ class StagedGradients:
 
     def is_finite(self) -> bool:
         """Whether no sum has overflowed or become NaN."""
-        # The largest absolute value is NaN or infinite if any value is: one pass, no mask in memory.
-        return self.flat_P.numel() == 0 or bool(torch.isfinite(torch.linalg.vector_norm(self.flat_P, torch.inf)))
+        return all_finite([self])[0]
+
+
+def all_finite(stages: Sequence[StagedGradients]) -> list[bool]:
+    """Of each, whether no sum has overflowed or become NaN; the host waits for the device once."""
+    # The largest absolute value is NaN or infinite if any value is: one pass, no mask in memory.
+    norms = [
+        torch.linalg.vector_norm(each.flat_P, torch.inf) if each.flat_P.numel() else each.flat_P.new_zeros(())
+        for each in stages
+    ]
+    return torch.isfinite(torch.stack(norms)).tolist() if norms else []

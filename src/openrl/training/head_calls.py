@@ -15,6 +15,7 @@ from torch import Tensor
 
 from openrl.model.base_model import BaseModel
 from openrl.model.batch import Segment
+from openrl.model.transfers import to_device
 from openrl.training.loss_inputs import ABSENT
 from openrl.training.micro_batch import PackedDatum, PackedGroup, group_segments, segments_of
 
@@ -39,7 +40,7 @@ class HeadCall:
     datums: tuple[HeadDatum, ...]  # those with a target, in order
     rows_M: Int64[Tensor, " M"]  # packed rows
     targets_MK: Int64[Tensor, "M K"]
-    needs_grad_M: Bool[Tensor, " M"]
+    needs_grad_M: Bool[Tensor, " M"]  # on the host
     segments: tuple[Segment, ...]  # of head rows, one for each group
 
 
@@ -77,9 +78,9 @@ def _head_call(model: BaseModel, placed: Sequence[tuple[PackedGroup, int]]) -> H
             for group, each, segment in zip(groups, parts, segments, strict=True)
             for datum in _datums(group, each, segment.start)
         ),
-        rows_M=_padded([part.rows_M for part in flat], padding, 0).to(model.device),
-        targets_MK=_padded([part.targets_MK for part in flat], padding, ABSENT).to(model.device),
-        needs_grad_M=_padded([part.needs_grad_M for part in flat], padding, 0).to(model.device),
+        rows_M=to_device(_padded([part.rows_M for part in flat], padding, 0), model.device),
+        targets_MK=to_device(_padded([part.targets_MK for part in flat], padding, ABSENT), model.device),
+        needs_grad_M=_padded([part.needs_grad_M for part in flat], padding, 0),
         segments=segments,
     )
 

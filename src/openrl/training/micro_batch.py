@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from openrl.model.attention import PackedAttention
 from openrl.model.base_model import BaseModel
 from openrl.model.batch import Adapters, Batch, Segment
+from openrl.model.transfers import to_device
 from openrl.protocol.datum import Datum
 from openrl.training.loss_inputs import Targets
 
@@ -100,8 +101,8 @@ def build_batch(
     token_ids = [part for group in groups for part in _rows(group, [each.datum.tokens for each in group.datums])]
     positions = [part for group in groups for part in _rows(group, _positions(group))]
     return Batch(
-        token_ids_T=torch.from_numpy(np.concatenate([*token_ids, pad])).to(model.device),
-        position_ids_T=torch.from_numpy(np.concatenate([*positions, pad])).to(model.device),
+        token_ids_T=to_device(torch.from_numpy(np.concatenate([*token_ids, pad])), model.device),
+        position_ids_T=to_device(torch.from_numpy(np.concatenate([*positions, pad])), model.device),
         segments=merge_jobs(segments) if merges_jobs else segments,
         attention=PackedAttention(sequence_segments(groups), deterministic=not merges_jobs),
         adapters=adapters,

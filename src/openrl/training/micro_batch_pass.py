@@ -17,7 +17,9 @@ from openrl.model.base_model import BaseModel
 from openrl.model.batch import Adapters
 from openrl.model.head import target_logprobs
 from openrl.model.lora import AdapterBank
+from openrl.model.transfers import to_device
 from openrl.training.evaluation import evaluate
+from openrl.training.gradients import all_finite
 from openrl.training.head_calls import HeadCall, plan_head
 from openrl.training.job import GradientStage, Job
 from openrl.training.micro_batch import PackedDatum, PackedGroup, build_batch, merge_jobs
@@ -52,10 +54,11 @@ def run_micro_batch(
     groups = [_packed(jobs[place.job], place, bank, slots) for place in places]
     with torch.set_grad_enabled(with_gradient):
         batch = build_batch(model, groups, adapters, context.merges_jobs, recomputed_layers)
+        calls = plan_head(model, groups)  # before the body's launches, which its copies must not wait for
         hidden_TD = model.hidden(batch)
         # The head's backward passes run into this leaf, call by call in datum order; then the body's runs once.
         leaf_TD = hidden_TD.detach().requires_grad_(with_gradient)
-        for call in plan_head(model, groups):
+        for call in calls:
             _run_head(context, adapters, jobs, call, leaf_TD)
     _evaluate_without_targets(jobs, groups)
     if with_gradient:
@@ -84,7 +87,7 @@ def _run_head(context: PassContext, adapters: Adapters, jobs: Sequence[Job], cal
         if gradient is not None:
             gradient_MK[each.rows_M] += gradient
     if logprobs_MK.requires_grad:
-        logprobs_MK.backward(gradient_MK.to(logprobs_MK.device))
+        logprobs_MK.backward(to_device(gradient_MK, logprobs_MK.device))
 
 
 def _evaluate(job: Job, packed: PackedDatum, logprobs_MK: Float32[Tensor, "M K"]) -> Float32[Tensor, "M K"] | None:
@@ -113,9 +116,11 @@ def _fail_overflowed(
     context: PassContext, jobs: Sequence[Job], places: Sequence[Place], slots: Mapping[str, int]
 ) -> None:
     """End the jobs whose staged gradients are not finite after this micro-batch."""
-    for index in dict.fromkeys(place.job for place in places):
+    indices = [index for index in dict.fromkeys(place.job for place in places) if jobs[index].staged is not None]
+    are_finite = all_finite([staged for index in indices if (staged := jobs[index].staged) is not None])
+    for index, is_finite in zip(indices, are_finite, strict=True):
         job = jobs[index]
-        if job.staged is not None and not job.staged.is_finite():
+        if not is_finite:
             numbers = [number for place in places if place.job == index for number in job.groups[place.group].datums]
             numbers = _overflowing_alone(context, job, numbers, slots) or numbers
             error = RequestFailed("the gradient is not finite; nothing was added to the run", "server")
