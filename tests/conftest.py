@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-import tests.interpreter  # noqa: F401  (before triton)
+import tests.interpreter  # noqa: F401  # pyright: ignore[reportUnusedImport]  (before triton)
 from tests.live_server import LiveServer, start_server
 from tests.tiny_model import save_tiny_model
 

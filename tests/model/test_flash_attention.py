@@ -134,7 +134,8 @@ def test_the_kernels_of_a_gpu_stay_within_the_noise_of_bf16(
     got_gradients = torch.autograd.grad((out.float() * weights.cuda()).sum(), device)
     gradients = torch.autograd.grad((expected * weights[:used]).sum(), host)
     for mine, other in zip(got_gradients, gradients, strict=True):
-        assert (mine.float().cpu() - other).abs().max() < 5e-2 * other.abs().max()
+        # With a window of 1 the gradients of queries and keys are zero but for rounding.
+        assert (mine.float().cpu() - other).abs().max() < 5e-2 * other.abs().max() + 1e-3
         assert not mine[used:].any()
     again = torch.autograd.grad((attention.attend(q, k, v, 0.25, window).float() * weights.cuda()).sum(), device)
     assert all(torch.equal(one, other) for one, other in zip(got_gradients, again, strict=True))
