@@ -134,7 +134,7 @@ class TrainingConfig(Section):
     """The training engine."""
 
     micro_batch_tokens: int = Field(default=0, ge=0)
-    """Tokens in one packed pass; 0: 384 on CPU, 8192 on CUDA."""
+    """Tokens in one packed pass; 0: 384 on CPU; on CUDA 8192 from 4B parameters on, more for smaller models."""
     activation_bytes: int = Field(default=0, ge=0)
     """Device memory for the activations of a pass; 0: on CUDA what is free when it begins, on CPU no bound. Longer
     sequences than fit have layers recomputed."""

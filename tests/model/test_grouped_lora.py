@@ -16,7 +16,8 @@ from openrl.model.base_model import (
     register_attention,
 )
 from openrl.model.grouped_lora import GroupedBank, GroupedTrainingAdapters
-from openrl.model.lora import AdapterBank, TrainingAdapters
+from openrl.model.linear_groups import MANY_ROWS, FusedLinear, LinearGroup
+from openrl.model.lora import ActiveBatch, AdapterBank, TrainingAdapters
 from openrl.model.lora_tiles import DECODE_TILE_ROWS, RowTiles
 from openrl.model.lora_twin import TorchLora
 from openrl.model.weight_files import load_causal_lm
@@ -127,3 +128,14 @@ def test_tables_alone_say_which_rows_use_which_adapter(tiny_dirs: dict[str, Path
         by_tables = packed(model, SEQUENCES, bank.with_tiles(tiles), [-1, -1, -1])
         got: Tensor = model.hidden(by_tables)
     assert (got - expected).abs().max() < 1e-5
+
+
+def test_many_rows_are_multiplied_linear_by_linear_into_one_tensor():
+    linears = [torch.nn.Linear(16, size, bias=False).requires_grad_(requires_grad=False) for size in (24, 8)]
+    fused = FusedLinear(linears, LinearGroup(("a", "b"), 16, (24, 8)), ActiveBatch())
+    x_TD = torch.randn(MANY_ROWS + 3, 16)
+    expected = torch.cat([linear(x_TD) for linear in linears], 1)
+    torch.testing.assert_close(fused.base(x_TD), expected)
+    leaf_TD = x_TD.clone().requires_grad_()
+    fused.base(leaf_TD).sum().backward()
+    assert leaf_TD.grad is not None

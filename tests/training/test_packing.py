@@ -26,9 +26,13 @@ def test_every_group_is_packed_once_in_order_and_within_budget(lengths: list[lis
 def test_room_that_a_long_group_leaves_goes_to_the_next_job():
     assert list(pack([[6, 6], [3, 3, 3]], lambda: 10)) == [
         [Place(0, 0), Place(1, 0)],
-        [Place(0, 1), Place(1, 1)],
-        [Place(1, 2)],
+        [Place(0, 1)],
+        [Place(1, 1), Place(1, 2)],
     ]
+
+
+def test_what_does_not_fit_at_once_is_divided_evenly():
+    assert [len(batch) for batch in pack([[1] * 25], lambda: 8)] == [7, 6, 6, 6]
 
 
 def test_each_micro_batch_has_the_budget_of_its_moment():

@@ -85,6 +85,7 @@ class BaseModel:
         if fuses_linears:
             self.linear_groups = fuse_linears(causal_lm, (*ATTENTION_PROJECTIONS, *MLP_PROJECTIONS), self._active)
         self.linear_shapes = _fused_shapes(self.linear_groups) or _replace_linears(causal_lm, self._active)
+        self.is_compiled = source.compiler is not None
         if source.compiler is not None:
             LayerCompiler(_attention, source.compiler).compile_layers(self._body.layers)
         make_recomputable(list(self._body.layers), self._active)
@@ -205,7 +206,7 @@ def _attention(
         number = getattr(module, "openrl_number")  # noqa: B009
         return traced_attention(query, key, value, number, scaling, sliding_window), None
     layer = int(getattr(module, "layer_idx"))  # noqa: B009
-    q_TNH, k_TKH, v_TKH = (x[0].transpose(0, 1) for x in (query, key, value))
+    q_TNH, k_TKH, v_TKH = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
     out_TNH = openrl_batch.attention.attend(layer, q_TNH, k_TKH, v_TKH, scaling, sliding_window)
     return out_TNH[None], None
 

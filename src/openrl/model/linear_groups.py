@@ -14,6 +14,10 @@ from torch import Tensor, nn
 from openrl.model.batch import Segment
 from openrl.model.lora import ActiveBatch
 
+MANY_ROWS = 2048
+"""From here on one product a linear is faster: on an H100, 8,192 rows of gate and up (2560 inputs, 2 x 9728 outputs) take
+1.19 ms as one, 1.09 ms as two; q, k and v the same either way. With few rows the weights are read faster as one."""
+
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
@@ -60,7 +64,14 @@ class FusedLinear:
 
     def base(self, x_TD: Tensor) -> Tensor:
         """x W^T + bias of all linears, [T, O]."""
-        return nn.functional.linear(x_TD, self.weight_OD, self.bias_O)
+        needs_grad = torch.is_grad_enabled() and x_TD.requires_grad
+        if x_TD.shape[0] < MANY_ROWS or self.bias_O is not None or len(self.group.outputs) == 1 or needs_grad:
+            return nn.functional.linear(x_TD, self.weight_OD, self.bias_O)
+        y_TO = x_TD.new_empty(x_TD.shape[0], self.weight_OD.shape[0])
+        parts = zip(self.weight_OD.split(self.group.outputs), y_TO.split(self.group.outputs, 1), strict=True)
+        for weight_OD, part_TO in parts:
+            torch.mm(x_TD, weight_OD.t(), out=part_TO)
+        return y_TO
 
     def input_gradient(self, grads: tuple[Tensor, ...]) -> Tensor:
         """The sum of g W over the linears, [T, D]."""

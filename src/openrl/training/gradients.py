@@ -3,7 +3,7 @@
 Legend: D inputs, O outputs, R rank, P parameters of one run.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -28,14 +28,18 @@ class FlatLayout:
 
     def pairs(self, flat_P: Float[Tensor, " P"]) -> dict[str, LoraPair]:
         """Views of a flat buffer as factors."""
-        starts = accumulate(self._sizes(), initial=0)
+        sizes = [part for inputs, outputs in self.shapes.values() for part in (self.rank * inputs, self.rank * outputs)]
+        parts = iter(flat_P.split(sizes))
         return {
-            name: LoraPair(
-                flat_P[start : start + self.rank * inputs].view(self.rank, inputs),
-                flat_P[start + self.rank * inputs : start + self.rank * (inputs + outputs)].view(outputs, self.rank),
-            )
-            for (name, (inputs, outputs)), start in zip(self.shapes.items(), starts, strict=False)
+            name: LoraPair(next(parts).view(self.rank, inputs), next(parts).view(outputs, self.rank))
+            for name, (inputs, outputs) in self.shapes.items()
         }
+
+    def places(self) -> Iterator[tuple[str, int, int]]:
+        """Name of each linear, and where its A and its B begin in a flat buffer."""
+        starts = accumulate(self._sizes(), initial=0)
+        for (name, (inputs, _)), start in zip(self.shapes.items(), starts, strict=False):
+            yield name, start, start + self.rank * inputs
 
     def flatten(self, pairs: Mapping[str, LoraPair]) -> Float[Tensor, " P"]:
         """A new flat fp32 buffer on the host that holds the factors."""
@@ -52,8 +56,7 @@ class StagedGradients:
     def __init__(self, layout: FlatLayout, device: torch.device) -> None:
         self.flat_P = torch.zeros(layout.size, device=device)
         self._layout = layout
-        self._pairs = layout.pairs(self.flat_P)
-        self._addresses: dict[str, tuple[int, int]] = {}
+        self._pairs: dict[str, LoraPair] = {}  # made when they are first needed: kernels need addresses alone
 
     def emptied(self) -> "StagedGradients":
         """A staging area of the same shape with nothing in it."""
@@ -61,16 +64,16 @@ class StagedGradients:
 
     def add(self, name: str, da_RD: Float[Tensor, "R D"], db_OR: Float[Tensor, "O R"]) -> None:
         """Add one segment's gradients of one linear."""
+        if not self._pairs:
+            self._pairs = self._layout.pairs(self.flat_P)
         pair = self._pairs[name]
         pair.a_RD.add_(da_RD)
         pair.b_OR.add_(db_OR)
 
     def addresses(self) -> dict[str, tuple[int, int]]:
         """Where dA and dB of each linear lie, for kernels that add to them."""
-        if not self._addresses:
-            pairs = self._pairs.items()
-            self._addresses = {name: (pair.a_RD.data_ptr(), pair.b_OR.data_ptr()) for name, pair in pairs}
-        return self._addresses
+        base, size = self.flat_P.data_ptr(), self.flat_P.element_size()
+        return {name: (base + size * at_a, base + size * at_b) for name, at_a, at_b in self._layout.places()}
 
     def is_finite(self) -> bool:
         """Whether no sum has overflowed or become NaN."""

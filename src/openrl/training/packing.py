@@ -17,26 +17,31 @@ def pack(lengths: Sequence[Sequence[int]], budget: Callable[[], int]) -> Iterato
 
     `lengths[job][group]` in rows. A job's groups keep their order, within a micro-batch and over
     them: gradients add up in that order. Room that a job's next group does not fit is given to later jobs.
+    What is left is divided evenly: a small last micro-batch would not fill the device.
     """
     waiting = [list(enumerate(job))[::-1] for job in lengths]
+    num_left = sum(map(sum, lengths))
     first = 0
     while first < len(waiting):
         if waiting[first]:
-            yield _fill(waiting, first, budget())
+            most = budget()
+            batch = _fill(waiting, first, most, -(-num_left // max(-(-num_left // most), 1)))
+            num_left -= sum(lengths[place.job][place.group] for place in batch)
+            yield batch
         else:
             first += 1
 
 
-def _fill(waiting: list[list[tuple[int, int]]], first: int, budget: int) -> list[Place]:
-    """One micro-batch, taken off the waiting groups; never empty."""
+def _fill(waiting: list[list[tuple[int, int]]], first: int, budget: int, wanted: int) -> list[Place]:
+    """One micro-batch of at least `wanted` rows, if they fit; taken off the waiting groups, never empty."""
     batch: list[Place] = []
-    room = budget
+    num_rows = 0
     for job in range(first, len(waiting)):
         groups = waiting[job]
-        while groups and (groups[-1][1] <= room or not batch):
+        while groups and num_rows < wanted and (num_rows + groups[-1][1] <= budget or not batch):
             group, length = groups.pop()
             batch.append(Place(job, group))
-            room -= length
-        if room <= 0:
+            num_rows += length
+        if num_rows >= wanted:
             break
     return batch
