@@ -15,8 +15,8 @@ from openrl.model.batch import Segment
 from openrl.model.lora import ActiveBatch
 
 MANY_ROWS = 2048
-"""From here on one product a linear is faster: on an H100, 8,192 rows of gate and up (2560 inputs, 2 x 9728 outputs) take
-1.19 ms as one, 1.09 ms as two; q, k and v the same either way. With few rows the weights are read faster as one."""
+"""From here on one product a linear is faster: on an H100, 8,192 rows of gate and up (2560 inputs, 2 x 9728 outputs)
+take 1.19 ms as one, 1.09 ms as two; q, k and v the same either way. Few rows read the weights faster as one."""
 
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
