@@ -1,11 +1,14 @@
 """Paged attention equals dense attention, bit by bit, however the rows are cut and grouped."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from openrl.model.attention import PackedAttention
 from openrl.model.batch import Segment
+from openrl.sampling.grouped_attention import GroupedAttention
 from openrl.sampling.kv_cache import KVCache
 from openrl.sampling.paged_attention import PagedAttention
 from openrl.sampling.spans import Span
@@ -75,3 +78,32 @@ def test_paged_attention_has_the_bits_of_dense_attention(cuts: list[list[int]], 
 def test_the_block_size_does_not_change_a_bit(block_tokens: int):
     for index, got in enumerate(paged(CUTS["then single tokens together"], block_tokens, 20)):
         assert torch.equal(got, dense(index, 20))
+
+
+@pytest.mark.parametrize(("window", "lengths"), [(None, (1, 1, 1)), (20, (1, 1, 1)), (None, (7,))])
+def test_what_others_left_in_pages_reaches_no_sequence_on_a_gpu(window: int | None, lengths: tuple[int, ...]):
+    """The path of a GPU, which clears no pages, run on the CPU."""
+    ends = (40, 77, 9)[: len(lengths)]
+    cache = KVCache(1, 24, 16, KV_HEADS, HEAD_DIM, torch.float32, torch.device("cpu"))
+    for store in cache.layer(0):
+        store.fill_(float("nan"))
+    spans: list[Span] = []
+    queries: list[Tensor] = []
+    expected: list[Tensor] = []
+    for index, (end, length) in enumerate(zip(ends, lengths, strict=True)):
+        blocks = tuple(range(8 * index, 8 * index + 8))
+        q_LNH, k_LKH, v_LKH = qkv(end, index)
+        tokens = torch.arange(end)
+        cache.write(0, cache.places_of(tokens // 16 + 8 * index, tokens % 16), k_LKH, v_LKH)
+        spans.append(Span(index, end - length, length, blocks))
+        queries.append(q_LNH[end - length :])
+        whole = PackedAttention((Segment(0, end),)).attend(0, q_LNH, k_LKH, v_LKH, SCALE, window)
+        expected.append(whole[end - length :])
+    grouped = GroupedAttention(cache, spans, HEADS)
+    group = grouped._group(spans, window)
+    positions_BL = torch.stack(
+        [torch.arange(s.start, s.start + s.length) - grouped._first_key(s, window) for s in spans]
+    )
+    group = replace(group, mask_BLC=grouped._mask(positions_BL, group.pages.numel() // len(spans) // KV_HEADS, window))
+    got = grouped._attend_sdpa(0, group, torch.cat(queries), SCALE, window)
+    assert (got - torch.cat(expected)).abs().max() < 1e-5

@@ -14,9 +14,11 @@ from openrl.model.adapter import AdapterWeights, LoraPair
 from openrl.model.batch import BASE_SLOT, Segment
 from openrl.model.linear_groups import FusedLinear, GroupAdapters, LinearGroup
 from openrl.model.lora import AdapterBank, GradientSink, TrainingAdapters, merge_by_slot
-from openrl.model.lora_tiles import TRAINING_TILE_ROWS, GradientTable, GroupStack, RowTiles
+from openrl.model.lora_tiles import DECODE_TILE_ROWS, TRAINING_TILE_ROWS, GradientTable, GroupStack, RowTiles
 
 RANK_MULTIPLE = 16
+SHRINK_PRIORITY = -1
+"""Of the stream beside a base product: the few short programs of a shrink go before the product's."""
 
 
 class LoraOps(Protocol):
@@ -64,6 +66,8 @@ class GroupedBank(AdapterBank, GroupAdapters):
         self._scale_S = torch.zeros(num_slots, device=device)
         self._rank_LS = torch.zeros(len(self._row_of), num_slots, dtype=torch.int32, device=device)
         self._tiles: tuple[tuple[Segment, ...], RowTiles] | None = None
+        # Made here: a capture may not begin with what the driver allocates.
+        self._side = torch.cuda.Stream(device, priority=SHRINK_PRIORITY) if device.type == "cuda" else None
 
     def write(self, slot: int, adapter: AdapterWeights) -> None:
         self.clear(slot)
@@ -109,9 +113,32 @@ class GroupedBank(AdapterBank, GroupAdapters):
 
     def fused_product(self, fused: FusedLinear, x_TD: Tensor, tiles: RowTiles) -> tuple[Tensor, ...]:
         """The outputs of a group's linears with the adapters of the tiles' slots; not differentiable."""
-        y_TO = fused.base(x_TD)
-        self.add(fused.group.names[0], x_TD, y_TO, tiles)
+        stack = self._group_stacks.get(fused.group.names[0])
+        if stack is None:
+            return fused.base(x_TD).split(fused.group.outputs, 1)
+        if self._side is not None and tiles.tile_rows == DECODE_TILE_ROWS and torch.cuda.is_current_stream_capturing():
+            y_TO, xa_KTN = self._base_beside_shrink(self._side, stack, fused, x_TD, tiles)
+        else:
+            y_TO = fused.base(x_TD)
+            xa_KTN = self.ops.shrink(stack, x_TD, tiles)
+        self.ops.expand(stack, xa_KTN, y_TO, tiles)
         return y_TO.split(fused.group.outputs, 1)
+
+    def _base_beside_shrink(
+        self, side: torch.cuda.Stream, stack: GroupStack, fused: FusedLinear, x_TD: Tensor, tiles: RowTiles
+    ) -> tuple[Tensor, Tensor]:
+        """The base product and x A^T as two branches of the graph being captured, which are one again at the end.
+
+        Memory needs no more care: x is held by the caller until then, and what the side stream allocated is used again
+        only on the side stream, behind the next fork, which comes after the expand that reads it.
+        """
+        main = torch.cuda.current_stream(self._device)
+        side.wait_stream(main)
+        with torch.cuda.stream(side):
+            xa_KTN = self.ops.shrink(stack, x_TD, tiles)
+        y_TO = fused.base(x_TD)
+        main.wait_stream(side)
+        return y_TO, xa_KTN
 
     def add(self, lead: str, x_TD: Tensor, y_TO: Tensor, tiles: RowTiles) -> None:
         """Add the products of a group to its outputs, in place."""

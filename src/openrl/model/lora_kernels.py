@@ -110,7 +110,7 @@ def shrink_kernel(
 def expand_kernel(
     xa, w, y, scale, rank, tiles,
     num_tiles, num_rows, num_slots, columns, r, c0, c1, c2, sy, sw_slot, sw_c, sw_n,
-    INNER: tl.constexpr, SCALED: tl.constexpr, SPLITS: tl.constexpr,
+    INNER: tl.constexpr, SCALED: tl.constexpr, SPLITS: tl.constexpr, BLOCK_S: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """y[rows, c] += sum over n of xa[rows, n] w[slot, c, n], times the slot's scale where SCALED; in place.
@@ -143,25 +143,42 @@ def expand_kernel(
     own_c = block * BLOCK_C + tl.arange(0, BLOCK_C)
     c = first_c + own_c
     is_row = t < rows
+    y_at = y + first * sy + t[:, None] * sy + c[None, :]
+    mask = is_row[:, None] & (own_c < num_c)[None, :]
+    # Few rows: latency is all, and every load that can be on its way before the first product is.
+    if SPLITS > 1:
+        y_TC = tl.load(y_at, mask=mask, other=0.0)
+    factor = 1.0
+    if SCALED:
+        factor = tl.load(scale + slot)
+        limit = tl.load(rank + part * num_slots + slot)
     acc = tl.zeros((BLOCK_T, BLOCK_C), tl.float32)
     for start in tl.static_range(0, INNER, BLOCK_N):
         n = start + tl.arange(0, BLOCK_N)
         column = part * r + n
-        is_used = _used(rank, column, r, slot, num_slots, n < INNER)
+        if SCALED:  # the columns of one part, so that one rank limits them
+            is_used = tl.max_constancy((n < INNER) & (n // 16 * 16 < limit), 16)
+        else:
+            is_used = _used(rank, column, r, slot, num_slots, n < INNER)
         xa_at = xa + first * columns + t[:, None] * columns + column[None, :]
-        xa_TN = tl.load(xa_at, mask=is_row[:, None] & is_used[None, :], other=0.0).to(tl.float32)
-        for split in tl.static_range(1, SPLITS):
-            more_at = xa_at + split * num_rows.to(tl.int64) * columns
-            xa_TN += tl.load(more_at, mask=is_row[:, None] & is_used[None, :], other=0.0).to(tl.float32)
+        is_used_TN = is_row[:, None] & is_used[None, :]
+        if SPLITS > 1:
+            # Splits in the middle: threads lie along rows and columns, and each sums its own.
+            split = tl.arange(0, BLOCK_S)[None, :, None]
+            parts_at = xa_at[:, None, :] + split * num_rows.to(tl.int64) * columns
+            is_part = (split < SPLITS) & is_used_TN[:, None, :]
+            xa_TSN = tl.load(parts_at, mask=is_part, other=0.0)
+            tl.debug_barrier()  # keeps the order: else the assembler waits for w before it asks for xa
+        else:
+            xa_TN = tl.load(xa_at, mask=is_used_TN, other=0.0).to(w.dtype.element_ty)
         w_at = w + slot.to(tl.int64) * sw_slot + c[None, :] * sw_c + n[:, None] * sw_n
         w_NC = tl.load(w_at, mask=(own_c < num_c)[None, :] & is_used[:, None], other=0.0)
-        acc = tl.dot(xa_TN.to(w.dtype.element_ty), w_NC, acc, input_precision=PRECISION)
-    if SCALED:
-        acc = acc * tl.load(scale + slot)
-    y_at = y + first * sy + t[:, None] * sy + c[None, :]
-    mask = is_row[:, None] & (own_c < num_c)[None, :]
-    y_TC = tl.load(y_at, mask=mask, other=0.0).to(tl.float32)
-    tl.store(y_at, (y_TC + acc).to(y.dtype.element_ty), mask=mask)
+        if SPLITS > 1:
+            xa_TN = tl.sum(xa_TSN, axis=1).to(w.dtype.element_ty)
+        acc = tl.dot(xa_TN, w_NC, acc, input_precision=PRECISION)
+    if SPLITS == 1:
+        y_TC = tl.load(y_at, mask=mask, other=0.0)
+    tl.store(y_at, (y_TC.to(tl.float32) + acc * factor).to(y.dtype.element_ty), mask=mask)
 
 
 @triton.jit

@@ -9,8 +9,12 @@ from torch import Tensor
 from openrl.model import lora_kernels
 from openrl.model.lora_tiles import DECODE_TILE_ROWS, GradientTable, GroupStack, RowTiles
 
-DECODE_SPLITS = 16
-"""The most parts of a sum over inputs that are computed side by side where rows are few."""
+DECODE_SPLITS = 8
+"""The most parts of a sum over inputs that are computed side by side where rows are few; an expand reads them all."""
+DECODE_INPUTS = 512
+"""The fewest inputs of a part: four steps of a program's loop, whose loads are all on their way at once."""
+WIDE_OUTPUTS = 4096
+"""From here on there are programs enough for wide blocks of outputs."""
 
 GRAD_BLOCK = 64
 COPY_BLOCK = 1024
@@ -94,7 +98,7 @@ def _num_grad_blocks(stack: GroupStack) -> int:
 
 def split_length(num_inputs: int) -> int:
     """Inputs that one program sums where rows are few: fixed by the shape, so that results are too."""
-    return max(_blocks(_blocks(num_inputs, DECODE_SPLITS), 64) * 64, 256)
+    return max(_blocks(_blocks(num_inputs, DECODE_SPLITS), 128) * 128, DECODE_INPUTS)
 
 
 def _shrink(
@@ -111,8 +115,8 @@ def _shrink(
     x0, x1, x2 = _three(inputs)
     sizes = [each.shape[1] for each in (x0, x1, x2)]
     own = stack.columns if len(inputs) == 1 and not scaled else stack.rank
-    block_n = _narrow_block(own)
     is_decode = tiles.tile_rows == DECODE_TILE_ROWS
+    block_n = min(_narrow_block(own), 32 if is_decode else 128)
     grid = (tiles.num_tiles, _blocks(own, block_n) * len(inputs), out_KTN.shape[0])
     _SHRINK_KERNEL[grid](
         x0, x1, x2, weights, out_KTN, stack.scale_S, stack.rank_GS, tiles.table_3N,
@@ -120,7 +124,7 @@ def _shrink(
         *sizes, x0.stride(0), x1.stride(0), x2.stride(0), *strides,
         INPUTS=len(inputs), SCALED=scaled, SPLIT=split,
         BLOCK_T=tiles.tile_rows, BLOCK_N=block_n, BLOCK_K=128 if is_decode and x0.dtype != torch.float32 else 64,
-        PRECISION=_precision(x0), num_warps=4, num_stages=_stages(x0, 3 if is_decode else 4),
+        PRECISION=_precision(x0), num_warps=4, num_stages=_stages(x0, 5 if is_decode else 4),
     )  # fmt: skip
 
 
@@ -138,13 +142,14 @@ def _expand(
 ) -> None:
     assert y_TC.stride(1) == 1
     c0, c1, c2 = (*outputs, 0, 0)[:3]
-    block_c = 128
+    splits = xa_KTN.shape[0]
+    block_c = 64 if tiles.tile_rows == DECODE_TILE_ROWS and sum(outputs) < WIDE_OUTPUTS else 128
     grid = (tiles.num_tiles, sum(_blocks(c, block_c) for c in outputs))
     _EXPAND_KERNEL[grid](
         xa_KTN, weights, y_TC, stack.scale_S, stack.rank_GS, tiles.table_3N,
         tiles.num_tiles, xa_KTN.shape[1], stack.scale_S.shape[0], stack.columns, stack.rank, c0, c1, c2,
         y_TC.stride(0), *strides,
-        INNER=inner, SCALED=scaled, SPLITS=xa_KTN.shape[0],
+        INNER=inner, SCALED=scaled, SPLITS=splits, BLOCK_S=1 << (splits - 1).bit_length(),
         BLOCK_T=tiles.tile_rows, BLOCK_C=block_c, BLOCK_N=min(_narrow_block(inner), 64),
         PRECISION=_precision(weights), num_warps=4,
     )  # fmt: skip

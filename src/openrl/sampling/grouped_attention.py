@@ -154,14 +154,18 @@ class GroupedAttention:
     ) -> Float[Tensor, "T N H"]:
         """Through torch's fused kernels, all sequences of the group padded to one length."""
         del window
-        k_GCH, v_GCH = self._gather(layer, group)
         num_heads, head_dim = q_TNH.shape[1:]
         split = (group.num_spans, self._cache.num_kv_heads, -1, head_dim)
         assert group.mask_BLC is not None, "made for CUDA"
+        # What lies behind the sequence's tokens may be NaN, which no mask of scores stops.
+        unseen_BC = ~group.mask_BLC.any(1)
+        k_BKCH, v_BKCH = (
+            x_GCH.view(split).masked_fill_(unseen_BC[:, None, :, None], 0.0) for x_GCH in self._gather(layer, group)
+        )
         out_BNLH = torch.nn.functional.scaled_dot_product_attention(
             q_TNH.view(group.num_spans, group.length, num_heads, head_dim).transpose(1, 2),
-            k_GCH.view(split),
-            v_GCH.view(split),
+            k_BKCH,
+            v_BKCH,
             attn_mask=group.mask_BLC[:, None],
             scale=scale,
             enable_gqa=True,

@@ -77,8 +77,11 @@ class KVCache:
         return k_TKH, v_TKH
 
     def clear(self, blocks: Sequence[int]) -> None:
-        """Zero the values of blocks: a NaN left by another sequence times the weight 0 would be NaN."""
-        if blocks:
+        """Zero the values of blocks: a NaN left by another sequence times the weight 0 would be NaN.
+
+        Only on the CPU: what reads pages on a GPU leaves alone, or masks, all that is no token of the sequence.
+        """
+        if blocks and self.device.type == "cpu":
             rows = self.rows_of(torch.tensor(blocks, device=self.device)).flatten()
             for values in self._values:
                 values.index_fill_(0, rows, 0.0)
