@@ -10,7 +10,8 @@ from openrl.model.attention import PackedAttention
 from openrl.model.base_model import BaseModel, ModelSource, load_base_model
 from openrl.model.batch import Batch
 from openrl.model.grouped_lora import GroupedBank
-from openrl.model.lora import AdapterBank, TrainingAdapters
+from openrl.model.linear_groups import FusedLinear
+from openrl.model.lora import ActiveBatch, AdapterBank, TrainingAdapters
 from openrl.model.lora_tiles import DECODE_TILE_ROWS, RowTiles
 from tests.model.test_grouped_lora import StagedSums
 from tests.model.test_lora import Sums, random_adapter
@@ -77,3 +78,28 @@ def test_a_captured_graph_follows_the_tables(tmp_path: Path):
         graph.replay()
         expected = bank.apply(name, x_TD, torch.zeros_like(y_TO), segments)
         assert (y_TO.float() - expected.float()).norm() <= 1e-2 * expected.float().norm()
+
+
+def test_a_captured_product_with_its_shrink_beside_it_is_the_one_without(tmp_path: Path):
+    model = load_base_model(ModelSource("tiny", save_tiny_model("qwen3", tmp_path), CUDA, torch.bfloat16))
+    bank = create_bank(model, 2)
+    assert isinstance(bank, GroupedBank)
+    for slot in range(2):
+        bank.write(slot, random_adapter(model, 8, slot + 1, unembed=False))
+    group = next(group for group in model.linear_groups if group.names[0] == "model.layers.0.mlp.gate_proj")
+    weights = [torch.nn.Linear(group.num_inputs, size, False, CUDA, torch.bfloat16) for size in group.outputs]
+    fused = FusedLinear(weights, group, ActiveBatch())
+    tiles = RowTiles.empty(12, DECODE_TILE_ROWS, CUDA)
+    x_TD = torch.randn(60, group.num_inputs, device=CUDA, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        bank.fused_product(fused, x_TD, tiles)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            bank.fused_product(fused, x_TD, tiles)  # whose memory the next one takes
+            got = bank.fused_product(fused, x_TD, tiles)
+        for slots in ([0, 1, -1], [1, -1, 0]):
+            tiles.refill(packed(model, [[1] * 20] * 3, None, slots).segments)
+            graph.replay()
+            expected = bank.fused_product(fused, x_TD, tiles)
+            assert all(torch.equal(one, other) for one, other in zip(got, expected, strict=True))

@@ -134,11 +134,12 @@ class GroupedBank(AdapterBank, GroupAdapters):
         """
         main = torch.cuda.current_stream(self._device)
         side.wait_stream(main)
-        with torch.cuda.stream(side):
-            xa_KTN = self.ops.shrink(stack, x_TD, tiles)
-        y_TO = fused.base(x_TD)
-        main.wait_stream(side)
-        return y_TO, xa_KTN
+        try:
+            with torch.cuda.stream(side):
+                xa_KTN = self.ops.shrink(stack, x_TD, tiles)
+            return fused.base(x_TD), xa_KTN
+        finally:
+            main.wait_stream(side)  # also where memory is short: a capture with an open branch fails for good
 
     def add(self, lead: str, x_TD: Tensor, y_TO: Tensor, tiles: RowTiles) -> None:
         """Add the products of a group to its outputs, in place."""

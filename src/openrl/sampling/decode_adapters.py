@@ -9,6 +9,9 @@ from openrl.model.batch import BASE_SLOT, Adapters, Segment
 from openrl.model.lora import AdapterBank
 from openrl.model.lora_tiles import DECODE_TILE_ROWS, RowTiles
 
+FEWEST_TILES = 8
+"""Of a bucket: fewer take as long."""
+
 
 @runtime_checkable
 class TiledBank(Protocol):
@@ -22,29 +25,32 @@ class TiledBank(Protocol):
 
 
 class TileAdapters:
-    """Tables for each bucket of rows, at addresses that stay."""
+    """Tables for each bucket of tiles, at addresses that stay.
+
+    Buckets are powers of two: programs of empty tiles end at once, but thousands of them take a kernel's time again.
+    """
 
     can_capture = True
 
-    def __init__(self, bank: TiledBank, num_slots: int, device: torch.device) -> None:
+    def __init__(self, bank: TiledBank, device: torch.device) -> None:
         self._bank = bank
-        self._num_slots = num_slots
         self._device = device
-        self._tiles: dict[int, RowTiles] = {}  # by rows
+        self._tiles: dict[int, RowTiles] = {}  # by their number
 
     @property
     def generation(self) -> int:
         return self._bank.generation
 
-    def of_bucket(self, num_rows: int) -> Adapters:
-        return self._bank.with_tiles(self._tiles[num_rows])
+    def of_bucket(self, num_tiles: int) -> Adapters:
+        return self._bank.with_tiles(self._tiles[num_tiles])
 
-    def refill(self, num_rows: int, segments: Sequence[Segment]) -> None:
-        if num_rows not in self._tiles:
-            # Every slot may end in a tile that is not full; no tile is empty.
-            num_tiles = min(num_rows, num_rows // DECODE_TILE_ROWS + self._num_slots)
-            self._tiles[num_rows] = RowTiles.empty(num_tiles, DECODE_TILE_ROWS, self._device)
-        self._tiles[num_rows].refill([segment for segment in segments if segment.slot != BASE_SLOT])
+    def refill(self, segments: Sequence[Segment]) -> int:
+        num_used = sum(-(-each.length // DECODE_TILE_ROWS) for each in segments if each.slot != BASE_SLOT)
+        num_tiles = max(FEWEST_TILES, 1 << (num_used - 1).bit_length())
+        if num_tiles not in self._tiles:
+            self._tiles[num_tiles] = RowTiles.empty(num_tiles, DECODE_TILE_ROWS, self._device)
+        self._tiles[num_tiles].refill(segments)
+        return num_tiles
 
 
 class SegmentAdapters:
@@ -56,14 +62,14 @@ class SegmentAdapters:
     def __init__(self, bank: AdapterBank) -> None:
         self._bank = bank
 
-    def of_bucket(self, num_rows: int) -> AdapterBank:
-        del num_rows
+    def of_bucket(self, num_tiles: int) -> AdapterBank:
+        del num_tiles
         return self._bank
 
-    def refill(self, num_rows: int, segments: Sequence[Segment]) -> None:
-        del num_rows, segments
+    def refill(self, segments: Sequence[Segment]) -> int:
+        return len(segments)
 
 
 def decode_adapters(bank: AdapterBank, device: torch.device) -> TileAdapters | SegmentAdapters:
     """The best that the bank can do."""
-    return TileAdapters(bank, bank.num_slots, device) if isinstance(bank, TiledBank) else SegmentAdapters(bank)
+    return TileAdapters(bank, device) if isinstance(bank, TiledBank) else SegmentAdapters(bank)

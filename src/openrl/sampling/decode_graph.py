@@ -60,12 +60,12 @@ class DecodeAdapters(Protocol):
         """Changes when what graphs have captured no longer holds."""
         ...
 
-    def of_bucket(self, num_rows: int) -> Adapters:
-        """Those of the first rows, as `refill` says."""
+    def of_bucket(self, num_tiles: int) -> Adapters:
+        """Those that the last `refill` with this answer says."""
         ...
 
-    def refill(self, num_rows: int, segments: Sequence[Segment]) -> None:
-        """Say which rows use which slot."""
+    def refill(self, segments: Sequence[Segment]) -> int:
+        """Say which rows use which slot; returns the bucket of tiles that they take, at least 1."""
         ...
 
 
@@ -86,7 +86,7 @@ class Bucket:
 
     num_rows: int
     num_splits: int
-    has_adapters: bool
+    num_tiles: int  # of rows of one adapter; 0: all rows are the base model's
     is_open: bool  # ends with the logits instead of a choice
 
 
@@ -126,9 +126,8 @@ class GraphLoop:
         rows = bucket_of(num_rows, self._parts.max_rows)
         self._segments = tuple(merge_by_slot(Segment(row, 1, slot) for row, slot in enumerate(slots)))
         has_adapters = any(slot != BASE_SLOT for slot in slots)
-        if has_adapters:
-            self._parts.adapters.refill(rows, self._segments)
-        return Bucket(rows, self._parts.attention.splits_for(longest), has_adapters, is_open)
+        num_tiles = self._parts.adapters.refill(self._segments) if has_adapters else 0
+        return Bucket(rows, self._parts.attention.splits_for(longest), num_tiles, is_open)
 
     def _replay(self, bucket: Bucket, num_steps: int) -> None:
         graph = self._graph(bucket)
@@ -144,7 +143,7 @@ class GraphLoop:
         if self._generation != adapters.generation:
             self._generation = adapters.generation
             self._graphs.clear()
-        if not self._can_capture or (bucket.has_adapters and not adapters.can_capture):
+        if not self._can_capture or (bucket.num_tiles and not adapters.can_capture):
             return None
         if bucket not in self._graphs:
             try:
@@ -191,7 +190,7 @@ class GraphLoop:
         state = self._state
         lengths_B = state.lengths_R[: bucket.num_rows]
         tables_BP = state.tables_RP[: bucket.num_rows]
-        adapters = self._parts.adapters.of_bucket(bucket.num_rows) if bucket.has_adapters else None
+        adapters = self._parts.adapters.of_bucket(bucket.num_tiles) if bucket.num_tiles else None
         batch = Batch(
             token_ids_T=state.tokens_R[: bucket.num_rows],
             position_ids_T=(lengths_B - 1).clamp(min=0).long(),
