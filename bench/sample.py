@@ -15,6 +15,7 @@ A run before them, which does not count, captures the graphs. The twin is one se
 
 import gc
 import random
+import sys
 from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -76,9 +77,11 @@ def make_work(tiny: bool) -> Work:
 class Sampling:
     """Rounds of requests through one engine; no prompt is met twice."""
 
-    def __init__(self, model: BaseModel, num_sequences: int, tokens_each: int, num_adapters: int) -> None:
+    def __init__(
+        self, model: BaseModel, num_sequences: int, tokens_each: int, num_adapters: int, num_tokens: int = 0
+    ) -> None:
         self._vocab_size = model.vocab_size
-        self._engine = make_engine(model, num_sequences, tokens_each, num_adapters)
+        self._engine = make_engine(model, num_sequences, tokens_each, num_adapters, num_tokens)
         self._rounds = 0
 
     def seconds(
@@ -129,10 +132,15 @@ class Sampling:
         return num_sequences * (new - 1) / decode_s, details
 
 
-def make_engine(model: BaseModel, num_sequences: int, tokens_each: int, num_adapters: int) -> PagedSamplingEngine:
-    """An engine with room for so many sequences; snapshot "n" is random_adapter(model, n)."""
+def make_engine(
+    model: BaseModel, num_sequences: int, tokens_each: int, num_adapters: int, num_tokens: int = 0
+) -> PagedSamplingEngine:
+    """An engine with room for so many sequences; snapshot "n" is random_adapter(model, n).
+
+    `num_tokens`: of all sequences together, where that is less than as many as the longest each.
+    """
     block = bytes_per_block(model.num_layers, BLOCK_TOKENS, model.num_kv_heads, model.head_dim, model.dtype)
-    num_blocks = num_sequences * (tokens_each // BLOCK_TOKENS + 2)
+    num_blocks = (num_tokens or num_sequences * tokens_each) // BLOCK_TOKENS + 2 * num_sequences
     config = SamplingConfig(
         max_sequences=num_sequences,
         cache_bytes=num_blocks * block,
@@ -208,7 +216,7 @@ def uniform(model: BaseModel, work: Work, limits: Limits, name: str) -> Part:
     draw = random.Random(0)
     prompts = [len([draw.randint(0, 10000) for _ in range(draw.randint(low, high))]) for _ in range(num_sequences)]
     new = [draw.randint(low, high) for _ in range(num_sequences)]
-    sampling = Sampling(model, num_sequences, 2 * high, 0)
+    sampling = Sampling(model, num_sequences, 2 * high, 0, sum(prompts) + sum(new))
     sampling.seconds(prompts, new)
     taken, _ = sampling.seconds(prompts, new)
     limit = limits.decode_rate(num_sequences, (low + high) * 0.75)
@@ -266,6 +274,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         for workload in workloads:
             part = part_of(model, workload, work, name)
             parts.append(replace(part, workload=f"{name} {part.workload}") if len(chosen) > 1 else part)
+            print(f"{name} {part.workload}: {part.value} {part.unit}", file=sys.stderr)
             free_memory()
         if options.profile:
             print(profile(model, work, min(8, work.batches[1]) if "adapters256" in workloads else 0))
