@@ -60,12 +60,12 @@ def test_a_light_step_comes_between_the_micro_batches_of_a_flood(bench: Bench):
     assert done(bench) == [3, 4, 1, 2]
 
 
-def test_a_turn_is_no_longer_than_what_a_light_tenant_comes_back_with(bench: Bench):
-    push_pass(bench, 1, LIGHT, 1, 2000)
+def test_a_turn_is_no_longer_than_half_of_what_a_light_tenant_comes_back_with(bench: Bench):
+    push_pass(bench, 1, LIGHT, 1, 5000)
     bench.drain(float("inf"))
     push_pass(bench, 1, FLOOD, 2, 20_000)
     bench.lane.advance()
-    assert bench.engine.sizes[1:] == [1536]
+    assert bench.engine.sizes[1:] == [2048]
     push_pass(bench, 2, LIGHT, 3, 2000)
     bench.clock.now += 100.0
     bench.drain(float("inf"))
