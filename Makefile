@@ -4,7 +4,7 @@ PYTHON_BIN := .venv/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 PYTEST := $(PYTHON_BIN)/python -m pytest
 
-.PHONY: demo test test-all test-cookbook test-sdk-matrix sdk-coverage check docs bench bench-report setup format clean
+.PHONY: demo postgres promtool test test-all test-cookbook test-sdk-matrix sdk-coverage check docs golden bench bench-report setup format clean
 
 setup: .venv/.ready
 
@@ -14,10 +14,16 @@ setup: .venv/.ready
 demo: setup  ## fetch a real model, serve it, teach it SQL; FULL=1 runs the recorded size
 	@$(PYTHON_BIN)/python examples/demo.py $(if $(FULL),--full)
 
-test: setup  ## everything that takes less than a minute each
-	$(PYTEST) -q
+postgres:
+	@scripts/postgres.sh
 
-test-all: setup  ## the slow ones too
+promtool:
+	@scripts/promtool.sh
+
+test: setup postgres promtool  ## everything that takes less than a minute each, two files at a time
+	$(PYTEST) -q -n 2 --dist loadfile
+
+test-all: setup postgres promtool  ## the slow ones too
 	$(PYTEST) -q -m "not gpu"
 
 test-cookbook: setup  ## tinker-cookbook's recipes, unmodified and offline; writes their table in docs/cookbook.md
@@ -39,6 +45,9 @@ check: setup  ## style, types, layers, sizes
 
 docs: setup  ## the page of error codes, from the code
 	$(PYTHON_BIN)/python -c "from openrl.gateway.error_help import markdown_page; print(markdown_page(), end='')" > docs/errors.md
+
+golden: setup  ## the recorded renderings of the chart, anew
+	$(PYTHON_BIN)/python -m tests.kubernetes.record
 
 bench: setup  ## every benchmark that runs on this machine; JSON line last
 	$(PYTHON_BIN)/python -m bench.api --json

@@ -40,6 +40,7 @@ import uvloop
 from bench.http_load import KeepAliveClient
 from openrl.cli.server import ServeOptions, run_server
 from openrl.config import Config, GatewayConfig, ModelConfig
+from openrl.telemetry.logs import configure_logs
 
 PROMPT_TOKENS = 128
 SIMULTANEOUS = 4096
@@ -104,6 +105,7 @@ def serve(root: Path) -> None:
         gateway=GatewayConfig(port=0),
     )
     command = (sys.executable, "-m", "bench.noop_worker")
+    configure_logs("server", "error")  # as `openrl serve` does; otherwise every line is written
     uvloop.run(run_server(config, ServeOptions(root / "ready.json", "error", command)))
 
 

@@ -37,6 +37,7 @@ from tinker.proto.request_conv import forward_backward_request_to_proto
 from bench.api import MODEL_CONFIG, cpu_of, wait_for
 from openrl.cli.server import ServeOptions, run_server
 from openrl.config import ClientConfig, Config, GatewayConfig, ModelConfig
+from openrl.telemetry.logs import configure_logs
 
 NUM_SAMPLES = 2000
 NUM_SINGLE = 50
@@ -69,6 +70,7 @@ def serve(root: Path, client: ClientConfig, worker: str) -> None:
     (model / "config.json").write_text(json.dumps(MODEL_CONFIG | {"vocab_size": 100_000}))
     models = (ModelConfig(name="noop", path=model),)
     config = Config(data_dir=root / "data", models=models, gateway=GatewayConfig(port=0), client=client)
+    configure_logs("server", "error")
     uvloop.run(run_server(config, ServeOptions(root / "ready.json", "error", (sys.executable, "-m", worker))))
 
 

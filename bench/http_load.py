@@ -24,13 +24,14 @@ class KeepAliveClient:
     async def connect(cls, host: str, port: int, api_key: str) -> "KeepAliveClient":
         """Open a connection that sends this key with every request."""
         reader, writer = await asyncio.open_connection(host, port)
-        head = f"Host: {host}\r\nX-API-Key: {api_key}\r\nContent-Type: application/json\r\n"
+        head = f"Host: {host}\r\nX-API-Key: {api_key}\r\n"
         return cls(reader, writer, head.encode())
 
-    async def post(self, path: str, body: bytes) -> Reply:
+    async def post(self, path: str, body: bytes, content_type: bytes = b"application/json") -> Reply:
         """Send a body and wait for the whole answer."""
         self._writer.write(
-            b"POST %s HTTP/1.1\r\n%sContent-Length: %d\r\n\r\n%s" % (path.encode(), self._head, len(body), body)
+            b"POST %s HTTP/1.1\r\n%sContent-Type: %s\r\nContent-Length: %d\r\n\r\n%s"
+            % (path.encode(), self._head, content_type, len(body), body)
         )
         header = await self._reader.readuntil(b"\r\n\r\n")
         status = int(header[9:12])

@@ -25,6 +25,7 @@ from openrl.protocol.datum import Datum, ForwardBackwardInput
 from openrl.protocol.results import SampleResult
 from openrl.protocol.runs import SamplerSpec
 from openrl.sampling.base import SampleJob, SamplingOptions
+from openrl.training.base import finish_pass
 
 WORKLOADS = ("snapshot", "base")
 REQUIRED_KL = 2e-4
@@ -61,13 +62,8 @@ def trained(model: BaseModel, data: Sequence[Datum], new_tokens: int, adapted: b
     """The trainer's log-probabilities of the last `new_tokens` of every datum."""
     engine = open_engine(model, [], 1)
     engine.open_run(run_spec(0), state_of(random_adapter(model, 1)) if adapted else None)
-    steps = engine.forward_backward([ForwardBackwardInput("run0", 1, tuple(data), "cross_entropy", {}, True)])
-    while True:
-        try:
-            next(steps)
-        except StopIteration as stop:
-            (result,) = stop.value
-            break
+    job = ForwardBackwardInput("run0", 1, tuple(data), "cross_entropy", {}, True)
+    (result,) = finish_pass(engine.forward_backward([job]))
     if isinstance(result, RequestFailed):
         raise result
     return np.concatenate([output["logprobs"][-new_tokens:] for output in result.outputs])

@@ -83,7 +83,9 @@ def config_of(name: str, tiny: bool) -> Any:
     return make(**{**shape, **(TINY if tiny else {})})
 
 
-def create_model(name: str, tiny: bool, seed: int = 0, is_compiled: bool = True) -> BaseModel:
+def create_model(
+    name: str, tiny: bool, seed: int = 0, is_compiled: bool = True, has_fp32_residual: bool = False
+) -> BaseModel:
     """Our model of a shape: on CUDA in bf16 where there is a GPU, else on the CPU in fp32. It has no tokenizer."""
     register_attention()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -93,7 +95,8 @@ def create_model(name: str, tiny: bool, seed: int = 0, is_compiled: bool = True)
     with device:
         causal_lm: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=ATTENTION_NAME)
     compiler = "inductor" if is_compiled and device.type == "cuda" else None
-    return create_base_model(ModelSource(name, Path(name), device, dtype, compiler), causal_lm, None)
+    source = ModelSource(name, Path(name), device, dtype, compiler, has_fp32_residual)
+    return create_base_model(source, causal_lm, None)
 
 
 def run_spec(run: int, rank: int = RANK) -> RunSpec:

@@ -9,14 +9,24 @@ import numpy as np
 from openrl.catalog import Catalog
 from openrl.config import Config
 from openrl.errors import RequestFailed
+from openrl.model.adapter import AdapterWeights
 from openrl.protocol.datum import DenseArray, ForwardBackwardInput
 from openrl.protocol.results import ForwardBackwardResult, SampledSequence, SampleResult
 from openrl.protocol.runs import RunSpec
-from openrl.sampling.base import FinishedSample, SampleJob, SamplingStats
+from openrl.sampling.base import FinishedSample, HasNews, SampleJob, SamplingStats, no_news
 from openrl.store.base import Blobs
 from openrl.training.base import OptimStep, RunState
 from openrl.worker.engines import Engines, EngineTable
 from openrl.worker.process import main
+
+
+class NoopCopy:
+    """Of a run that has no weights."""
+
+    adapter = AdapterWeights(1, {})
+
+    def to_host(self) -> RunState:
+        return RunState({}, {}, {})
 
 
 class NoopTraining:
@@ -31,6 +41,10 @@ class NoopTraining:
     def export_run(self, run_id: str) -> RunState:
         del run_id
         return RunState({}, {}, {})
+
+    def copy_adapter(self, run_id: str) -> NoopCopy:
+        del run_id
+        return NoopCopy()
 
     def load_weights(self, run_id: str, state: RunState, with_optimizer: bool) -> None:
         del run_id, state, with_optimizer
@@ -71,10 +85,14 @@ class NoopSampling:
     def has_work(self) -> bool:
         return bool(self._jobs)
 
+    def on_news(self, wake: Callable[[], None]) -> None:
+        pass
+
     def rest(self) -> None:
         pass
 
-    def step(self) -> Sequence[FinishedSample]:
+    def step(self, has_news: HasNews = no_news) -> Sequence[FinishedSample]:
+        del has_news
         jobs, self._jobs = self._jobs, []
         token, logprob = np.array([7], np.int32), np.array([-1.0], np.float32)
         return [

@@ -7,6 +7,7 @@ history. Limits and required values are those of one H100, so other devices have
 import argparse
 import importlib.metadata
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -147,7 +148,9 @@ def _version(name: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """Of the working tree; None where there is no repository."""
+    """Of the working tree, or as OPENRL_BENCH_COMMIT says where it is a copy without history; None if neither tells."""
+    if "OPENRL_BENCH_COMMIT" in os.environ:
+        return os.environ["OPENRL_BENCH_COMMIT"]
     if shutil.which("git") is None:
         return None
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from bench.noop_worker import NoopSampling, NoopTraining
 from openrl.catalog import Catalog
 from openrl.config import Config
-from openrl.sampling.base import FinishedSample
+from openrl.sampling.base import FinishedSample, HasNews, no_news
 from openrl.store.base import Blobs
 from openrl.worker.engines import Engines, EngineTable
 from openrl.worker.process import main
@@ -19,10 +19,10 @@ STEP_S = 0.01
 class SlowSampling(NoopSampling):
     """One sample every STEP_S."""
 
-    def step(self) -> Sequence[FinishedSample]:
+    def step(self, has_news: HasNews = no_news) -> Sequence[FinishedSample]:
         time.sleep(STEP_S)
         waiting, self._jobs = self._jobs[1:], self._jobs[:1]
-        finished = super().step()
+        finished = super().step(has_news)
         self._jobs = waiting
         return finished
 

@@ -25,6 +25,7 @@ from openrl.config import TrainingConfig
 from openrl.errors import RequestFailed
 from openrl.model.base_model import BaseModel
 from openrl.protocol.datum import Datum, ForwardBackwardInput
+from openrl.training.base import finish_pass
 from openrl.training.engine import PackedTrainingEngine, create_training_engine
 
 WORKLOADS = ("mixed", "many", "long16k", "long32k")
@@ -75,14 +76,7 @@ def one_pass(engine: PackedTrainingEngine, jobs: Sequence[ForwardBackwardInput])
     """Forward and backward of all jobs; every one must succeed with a finite loss."""
 
     def run() -> None:
-        steps = engine.forward_backward(jobs)
-        while True:
-            try:
-                next(steps)
-            except StopIteration as stop:
-                results: list[Any] = stop.value
-                break
-        for result in results:
+        for result in finish_pass(engine.forward_backward(jobs)):
             if isinstance(result, RequestFailed):
                 raise result
             assert math.isfinite(result.metrics["loss:sum"])

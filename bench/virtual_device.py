@@ -10,11 +10,12 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 
+from bench.noop_worker import NoopCopy
 from openrl.errors import RequestFailed
 from openrl.protocol.datum import ForwardBackwardInput
 from openrl.protocol.results import ForwardBackwardResult, SampleResult
 from openrl.protocol.runs import RunSpec
-from openrl.sampling.base import FinishedSample, SampleJob, SamplingStats
+from openrl.sampling.base import FinishedSample, HasNews, SampleJob, SamplingStats, no_news
 from openrl.training.base import OptimStep, RunState
 from openrl.training.packing import pack
 
@@ -98,6 +99,10 @@ class VirtualTraining:
     def close_run(self, run_id: str) -> None:
         del run_id
 
+    def copy_adapter(self, run_id: str) -> NoopCopy:
+        self.export_run(run_id)  # at most: the copy to the host goes on beside what is computed
+        return NoopCopy()
+
     def export_run(self, run_id: str) -> RunState:
         del run_id
         self._clock.now += self._times.export_s
@@ -172,13 +177,17 @@ class VirtualSampling:
     def cancel(self, request_id: str) -> None:
         raise NotImplementedError(request_id)
 
+    def on_news(self, wake: Callable[[], None]) -> None:
+        pass
+
     def rest(self) -> None:
         pass
 
     def has_work(self) -> bool:
         return bool(self._num_running or self._num_waiting)
 
-    def step(self) -> Sequence[FinishedSample]:
+    def step(self, has_news: HasNews = no_news) -> Sequence[FinishedSample]:
+        del has_news
         if self._num_running:
             self.delays.gaps_s.append(self._clock.now - self._last_end_s)
         self._step += 1

@@ -37,6 +37,7 @@ from openrl.scheduler.actions import Finish, LoadRun, LoadSampler, SendCommand
 from openrl.scheduler.events import Event, RequestsArrived, RunLoaded, SamplerLoaded, WorkerJoined, WorkerReported
 from openrl.scheduler.state import SchedulerState
 from openrl.store.base import RequestRow, RunRow
+from openrl.telemetry.metrics import create_worker_metrics
 from openrl.training.base import AdamParams, OptimStep
 from openrl.worker.deliverer import Deliverer, Delivery, Errand, PendingOutcome, Product
 from openrl.worker.engines import Engines
@@ -48,6 +49,7 @@ from openrl.worker.sampling_lane import SamplingLane
 from openrl.worker.timeshare import MAX_SLICE_S, MAX_TRAINING_LAG_S, TimeShare
 from openrl.worker.training_lane import TrainingLane
 from openrl.worker.training_turns import TrainingTurns
+from openrl.worker.work_watch import WorkWatch
 
 REQUEST_S = 0.005
 """From a client's call to the scheduler, and from a stored result to the client; see bench.api."""
@@ -112,7 +114,7 @@ class VirtualFiles(RunFiles):
         self._runs.add(command.run, command.snapshot_seq_id)
 
     def save_for_sampler(self, item: WorkItem) -> Callable[[], Product]:
-        self._runs.get(item.run_id).engines.training.export_run(item.run_id)
+        self._runs.get(item.run_id).engines.training.copy_adapter(item.run_id)
         sampler_id = f"{item.run_id}@{item.seq_id}"
         saved = SavedCheckpoint(item.run_id, "sampler_weights", "", sampler_id, 0, sampler_id=sampler_id)
         return lambda: Product(b"", saved)
@@ -160,7 +162,7 @@ class VirtualServer:
         self._position = 0
         self._free_at = 0.0
         self._state = SchedulerState(1e9, settings.tenant_shares)
-        self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self.model = settings.times.name
         self.sampling = VirtualSampling(
             settings.times, self.clock, lambda request_id: self.work[request_id].lengths, settings.max_sequences
@@ -212,7 +214,7 @@ class VirtualServer:
 
     def device_busy_s(self) -> float:
         """Seconds in which the device has computed."""
-        stats = self.executor.stats
+        stats = self.executor.stats()
         return stats.busy_train_s + stats.busy_sample_s
 
     def _create_executor(self, settings: Settings) -> Executor:
@@ -232,10 +234,11 @@ class VirtualServer:
             self._report(self.clock.now, message)
 
         turns = TrainingTurns(settings.tenant_shares)
-        training = TrainingLane(runs, VirtualFiles(runs), payloads, results, saves, report, now, turns)
-        sampling = SamplingLane(engines, payloads, results, now)
+        watch = WorkWatch(create_worker_metrics())
+        training = TrainingLane(runs, VirtualFiles(runs), payloads, results, saves, report, now, turns, watch)
+        sampling = SamplingLane(engines, payloads, results, now, watch)
         share = TimeShare(settings.max_slice_s, settings.max_training_lag_s, settings.tenant_shares)
-        return Executor(self._inbox, training, sampling, runs, now, share)
+        return Executor(self._inbox, training, sampling, runs, now, share, watch)
 
     def _rows_of(self, run_id: str, seq_id: int) -> Sequence[int]:
         return self.work[f"{run_id}/{seq_id}"].group_rows

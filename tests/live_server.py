@@ -6,12 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 OPENRL = (sys.executable, "-c", "from openrl.cli.main import main; main()")
 MODEL_NAME = "tiny"
-START_TIMEOUT_S = 120.0
+START_TIMEOUT_S = 180.0
 
 
 def environment() -> dict[str, str]:
@@ -20,15 +21,17 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"}
 
 
-def openrl(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end, which must come within START_TIMEOUT_S."""
+def openrl(
+    *arguments: str, settings: Mapping[str, str] | None = None, timeout_s: float = START_TIMEOUT_S
+) -> subprocess.CompletedProcess[str]:
+    """Run a command, with `settings` in its environment, to its end, which must come within `timeout_s`."""
     return subprocess.run(
         (*OPENRL, *arguments),
         capture_output=True,
         text=True,
         check=False,
-        env=environment(),
-        timeout=START_TIMEOUT_S,
+        env={**environment(), **(settings or {})},
+        timeout=timeout_s,
     )
 
 
@@ -47,6 +50,11 @@ class LiveServer:
         """Its child processes."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
         return [int(pid) for pid in children.split()]
+
+    @property
+    def metrics_urls(self) -> tuple[str, ...]:
+        """Where the workers' heartbeats show."""
+        return (f"{self.url}/metrics",)
 
     def stop(self, timeout_s: float = 60.0) -> int:
         """Let it drain; returns its exit status."""

@@ -19,6 +19,7 @@ from openrl.model.base_model import ATTENTION_NAME, BaseModel, ModelSource, crea
 from openrl.model.peft_files import adapter_files, read_adapter
 from openrl.protocol.datum import Datum, ForwardBackwardInput
 from openrl.protocol.runs import RunSpec
+from openrl.training.base import finish_pass
 
 FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
     "qwen3": (Qwen3Config, {"tie_word_embeddings": True, "head_dim": 128, "num_key_value_heads": 8}),
@@ -96,13 +97,8 @@ def our_logprobs(
         tokens = np.array(sequence)
         inputs: dict[str, Any] = {"target_tokens": tokens[1:], "weights": np.ones(len(tokens) - 1, np.float32)}
         data.append(Datum(tokens[:-1].astype(np.int32), inputs))
-    steps = engine.forward_backward([ForwardBackwardInput("run", 1, tuple(data), "cross_entropy", {}, True)])
-    while True:
-        try:
-            next(steps)
-        except StopIteration as stop:
-            (result,) = stop.value
-            break
+    job = ForwardBackwardInput("run", 1, tuple(data), "cross_entropy", {}, True)
+    (result,) = finish_pass(engine.forward_backward([job]))
     if isinstance(result, RequestFailed):
         raise result
     return [output["logprobs"] for output in result.outputs]

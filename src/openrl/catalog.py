@@ -59,3 +59,14 @@ def _read(model: ModelConfig) -> BaseModelInfo:
         vocab_size=int(text["vocab_size"]),
         context_length=int(text["max_position_embeddings"]),
     )
+
+
+def read_eos_token_ids(path: Path) -> frozenset[int]:
+    """Tokens that end a generation by default: the generation config's, else the model config's."""
+    for name in ("generation_config.json", "config.json"):
+        file = path / name
+        config = json.loads(file.read_text()) if file.is_file() else {}
+        ids = config.get("text_config", config).get("eos_token_id")
+        if ids is not None:
+            return frozenset([ids] if isinstance(ids, int) else ids)
+    return frozenset()

@@ -6,13 +6,16 @@ OpenRLError
 │   └── PayloadTooLarge the body is over the limit
 ├── Unauthorized        no credential, or one that is not valid
 │   └── InvalidToken    a token that was forged or has expired: exchange the key for another
+├── Forbidden           known who it is, but the role or the project of the credential does not allow it
 ├── NotFound            no such thing, or it belongs to another tenant
 ├── QuotaExceeded       allowed, but not now: slow down
+├── QuotaReached        more than the tenant or project may have; waiting does not help
 ├── SessionEnded        the session was finished or expired
 ├── ResultExpired       a result was kept for a while only
 ├── RequestTimeout      a long poll ended without an answer: ask again
 ├── Unavailable         the server cannot do this at the moment (starting, draining, disk full)
-│   └── WorkerLost      the worker that ran the request went away
+│   ├── WorkerLost      the worker that ran the request went away
+│   └── LeaseLost       another process leads: what this one writes as leader is refused
 └── RequestFailed       an accepted request ran and failed; stored as its result, never an HTTP error
 """
 
@@ -34,9 +37,12 @@ ErrorCode = Literal[
     "wrong_kind",
     "name_taken",
     "too_large",
+    "too_slow",
     "unauthorized",
+    "forbidden",
     "not_found",
     "slow_down",
+    "quota_reached",
     "session_ended",
     "expired",
     "not_ready",
@@ -99,6 +105,12 @@ class InvalidToken(Unauthorized):
     """A token that was forged or has expired; clients exchange their key for another."""
 
 
+class Forbidden(OpenRLError):
+    """The credential is valid, but its role or its project does not allow this."""
+
+    code = "forbidden"
+
+
 class NotFound(OpenRLError):
     """No such thing, or it belongs to another tenant: the two are not told apart."""
 
@@ -114,6 +126,22 @@ class QuotaExceeded(OpenRLError):
     """Allowed, but not now."""
 
     code = "slow_down"
+    retry_after_s: float | None = None
+    """When to try again, where that is known."""
+
+
+class QuotaReached(OpenRLError):
+    """More than the tenant or project may have at once; something must go first, or the quota be raised."""
+
+    code = "quota_reached"
+
+    @classmethod
+    def of(cls, quota: str, owner: str, used: float, limit: float, added: float) -> "QuotaReached":
+        """`added`: what was asked for besides what is used."""
+        more = f", {added:,.0f} more asked for" if used < limit else ""
+        in_use = f"{used:,.0f} of {limit:,.0f} in use"
+        message = f"quota {quota} of {owner} is reached: {in_use}{more}; free some, or have the quota raised"
+        return cls(message, value=used + added, bound=f"at most {limit:,.0f}")
 
 
 class SessionEnded(OpenRLError):
@@ -155,6 +183,10 @@ class Unavailable(OpenRLError):
 
 class WorkerLost(Unavailable):
     """The worker that ran the request went away."""
+
+
+class LeaseLost(Unavailable):
+    """Another process holds the lease under which this one wrote; nothing was changed."""
 
 
 class RequestFailed(OpenRLError):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bench import handoff, mismatch, optim, records, report, sample, train
+from bench import handoff, mismatch, optim, records, report, sample, startup, suite, train
 
 PROGRAMS: dict[str, Callable[[list[str]], dict[str, Any]]] = {
     "train": train.main,
@@ -15,6 +15,7 @@ PROGRAMS: dict[str, Callable[[list[str]], dict[str, Any]]] = {
     "sample": sample.main,
     "handoff": handoff.main,
     "mismatch": mismatch.main,
+    "startup": startup.main,
 }
 
 
@@ -40,3 +41,14 @@ def test_a_recorded_result_is_appended(tmp_path: Path, monkeypatch: pytest.Monke
     assert page.count("| adamw |") == 2
     report.plot(tmp_path)
     assert (tmp_path / "optim.png").stat().st_size > 0
+
+
+def test_the_suite_goes_on_after_one_that_takes_too_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setitem(suite.LIMITS_S, "optim", 0.1)
+    monkeypatch.setenv("OPENRL_BENCH_COMMIT", "abc1234")
+    assert suite.main(["--tiny", "--only", "optim", "handoff", "--out", str(tmp_path)]) == 1
+    (line,) = (tmp_path / "suite.jsonl").read_text().splitlines()
+    assert (json.loads(line)["benchmark"], json.loads(line)["commit"]) == ("handoff", "abc1234")
+    assert "optim: over 0 s" in capsys.readouterr().out

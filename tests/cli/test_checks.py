@@ -2,10 +2,12 @@ import json
 import sys
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 from openrl.cli.checks import (
     check_data_dir,
+    check_database,
     check_key_file,
     check_models,
     check_port,
@@ -16,6 +18,7 @@ from openrl.cli.checks import (
 from openrl.cli.http_server import bind
 from openrl.cli.main import app
 from openrl.config import ModelConfig
+from tests.postgres import PostgresServer
 
 
 def test_old_pythons_are_a_problem():
@@ -101,3 +104,15 @@ def test_doctor_exits_with_1_when_something_needs_mending(tmp_path: Path, tiny_m
     }
     assert CliRunner().invoke(app, [*arguments]).exit_code == 1
     assert sys.version.split()[0] in healthy.stdout
+
+
+def test_a_database_that_answers_is_named(postgres: PostgresServer, tmp_path: Path):
+    assert check_database(postgres.url).found.startswith("PostgreSQL 1")
+    assert check_database(f"sqlite:///{tmp_path}/store.db").found.startswith("SQLite 3")
+
+
+@pytest.mark.parametrize("url", ["postgresql://me:hunter2@127.0.0.1:1/db", "nonsense"])
+def test_a_database_that_does_not_answer_is_a_problem(url: str):
+    finding = check_database(url)
+    assert finding.is_problem
+    assert "hunter2" not in finding.found

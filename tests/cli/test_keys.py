@@ -28,7 +28,7 @@ def run(*arguments: str, data_dir: Path) -> str:
 
 async def tenant_of(key: str, data_dir: Path) -> str:
     async with open_store(Config(data_dir=data_dir)) as (store, _):
-        return await store.tenant_of_key(hash_key(key))
+        return (await store.identities.identity_of_key(hash_key(key), 0.0)).tenant_id
 
 
 def test_keys_of_two_tenants_open_different_doors(data_dir: Path):
@@ -80,5 +80,6 @@ async def test_the_first_key_is_made_once_and_only_its_owner_can_read_it(data_di
         key = await have_first_key(store, file, 0.0)
         assert await have_first_key(store, file, 1.0) == key
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
-        assert len(await store.list_api_keys()) == 1
-        assert await store.tenant_of_key(hash_key(key))
+        (tenant,) = await store.identities.list_tenants()
+        assert len(await store.identities.list_api_keys(tenant.tenant_id)) == 1
+        assert (await store.identities.identity_of_key(hash_key(key), 0.0)).role == "admin"

@@ -9,6 +9,7 @@ from openrl.cli.main import app
 from openrl.cli.tables import print_table
 from openrl.config import Config
 from openrl.store.base import TenantRow
+from openrl.store.identities import OPERATOR
 from tests.store.rows_for_tests import ALICE, BOB, request, run, session
 
 RUN_IDS = {tenant: f"{tenant}-0123456-7890-abcd-ef01-23456789abcd:train:0" for tenant in (ALICE, BOB)}
@@ -17,7 +18,7 @@ RUN_IDS = {tenant: f"{tenant}-0123456-7890-abcd-ef01-23456789abcd:train:0" for t
 async def make_runs(data_dir: Path) -> None:
     async with open_store(Config(data_dir=data_dir)) as (store, _):
         for tenant, run_id in RUN_IDS.items():
-            await store.create_tenant(TenantRow(tenant, tenant, 0.0))
+            await store.identities.create_tenant(TenantRow(tenant, tenant, 0.0), OPERATOR)
             await store.create_session(session(f"{run_id}-session", tenant, project_id=f"{tenant}-{'p' * 60}"))
             await store.create_run(run(run_id, tenant), request(run_id, 0, tenant), b"p")
 

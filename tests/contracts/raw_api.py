@@ -1,5 +1,6 @@
 """The API by plain HTTP, for what the SDK never does: other orders, repeats, guesses."""
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from tinker.proto.request_conv import forward_backward_request_to_proto
 from tinker.proto.response_conv import deserialize_forward_backward_output
 
 PROTOBUF = {"Content-Type": "application/x-protobuf"}
+LONGEST_S = 60.0
 
 
 class RawApi:
@@ -41,20 +43,43 @@ class RawApi:
 
     def result(self, request_id: str) -> dict[str, Any]:
         """The JSON result; the request must have succeeded."""
-        answer = self._finished(request_id).json()
+        answer = self.finished(request_id).json()
         assert "error" not in answer, answer
         return answer
 
     def output(self, request_id: str) -> types.ForwardBackwardOutput:
         """The result of a forward_backward, which must have succeeded."""
-        answer = self._finished(request_id)
+        answer = self.finished(request_id)
         assert answer.headers["Content-Type"] == PROTOBUF["Content-Type"], answer.text
         return deserialize_forward_backward_output(answer.content)
 
     def new_session(self) -> str:
         return self.post("create_session", tags=[], user_metadata={}, sdk_version="0.38.0")["session_id"]
 
-    def _finished(self, request_id: str) -> httpx.Response:
+    def held_sample(self) -> tuple[str, dict[str, Any]]:
+        """The id of the first sample that has to wait, and what a poll says of it; those before it may end."""
+        session_id = self.new_session()
+        sampler = {"session_id": session_id, "sampling_session_seq_id": 0, "base_model": "tiny"}
+        wanted = {
+            "sampling_session_id": self.post("create_sampling_session", **sampler)["sampling_session_id"],
+            "num_samples": 1,
+            "prompt": {"chunks": [{"type": "encoded_text", "tokens": [1, 2, 3]}]},
+            "sampling_params": {"max_tokens": 2},
+        }
+        seq_id, deadline = 0, time.monotonic() + LONGEST_S
+        while time.monotonic() < deadline:
+            seq_id += 1
+            request_id = self.post("asample", **wanted, seq_id=seq_id)["request_id"]
+            polled = self.poll(request_id)
+            while polled.status_code == 408 and polled.json()["queue_state"] == "active":
+                assert time.monotonic() < deadline, "a poll does not tell why it waits"
+                polled = self.poll(request_id)
+            if polled.status_code == 408:
+                return request_id, polled.json()
+        raise AssertionError("no sample has to wait")
+
+    def finished(self, request_id: str) -> httpx.Response:
+        """The answer of the poll that ends the waiting."""
         answer = self.poll(request_id)
         while answer.status_code == 408:
             answer = self.poll(request_id)

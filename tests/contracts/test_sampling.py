@@ -301,7 +301,7 @@ def wait_for_blocks(server: LiveServer, is_right: Callable[[float], bool], timeo
 
 
 def used_blocks(server: LiveServer) -> float:
-    lines = httpx.get(f"{server.url}/metrics").text.splitlines()
+    lines = [line for url in server.metrics_urls for line in httpx.get(url).text.splitlines()]
     return sum(float(line.split()[-1]) for line in lines if "worker_kv_blocks{" in line and '"used"' in line)
 
 

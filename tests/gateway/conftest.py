@@ -9,7 +9,8 @@ import pytest
 import tinker
 
 from openrl.config import GatewayConfig
-from tests.gateway.gateway_server import KEYS, GatewayServer
+from tests.gateway.gateway_server import KEYS, Clock, GatewayServer
+from tests.gateway.raw_client import Owned, create_owned
 
 
 @pytest.fixture
@@ -57,6 +58,18 @@ def bob_http(server: GatewayServer) -> Iterator[httpx.Client]:
     """Plain HTTP as bob."""
     with _client(server, "bob") as client:
         yield client
+
+
+@pytest.fixture
+def owned(http: httpx.Client) -> Owned:
+    """One of everything, alice's, in the default project; its run has used the numbers 1 and 2."""
+    return create_owned(http)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """For servers that are made with it."""
+    return Clock()
 
 
 def _client(server: GatewayServer, tenant: str) -> httpx.Client:

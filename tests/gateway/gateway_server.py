@@ -8,14 +8,15 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
-import uvicorn
-
 from openrl.catalog import BaseModelInfo, Catalog
-from openrl.config import GatewayConfig
+from openrl.cli.http_server import create_http_server
+from openrl.config import AuthConfig, GatewayConfig
 from openrl.gateway.app import create_app
 from openrl.gateway.auth import hash_key
 from openrl.store.base import ApiKeyRow, TenantRow
 from openrl.store.blobs import DirectoryBlobs
+from openrl.store.cluster import SchedulerStatus, Signal
+from openrl.store.identities import OPERATOR
 from openrl.store.memory import MemoryStore
 from tests.gateway.fake_scheduler import FakeScheduler
 
@@ -24,14 +25,32 @@ KEYS = {"alice": "tml-alice", "bob": "tml-bob"}
 T = TypeVar("T")
 
 
+class Clock:
+    """The server's time: the client's, and then some."""
+
+    ahead_s = 0.0
+
+    def __call__(self) -> float:
+        return time.time() + self.ahead_s
+
+
 class GatewayServer:
     """Two tenants, one base model, a scheduler that finishes at once."""
 
-    def __init__(self, root: Path, config: GatewayConfig, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        root: Path,
+        config: GatewayConfig,
+        clock: Callable[[], float] = time.time,
+        auth: AuthConfig | None = None,
+        window_s: float = 10.0,
+        *,
+        samples_with_vllm: bool = False,
+    ) -> None:
+        self._window_s = window_s
         self.blobs = DirectoryBlobs(root)
         self.store = MemoryStore(self.blobs, clock)
-        self.cancelled: list[str] = []
-        self.ended: list[str] = []
+        self.signals: list[Signal] = []
         self.is_ready = True
         self.app_config = config
         self.app = create_app(
@@ -40,9 +59,10 @@ class GatewayServer:
             Catalog((MODEL,)),
             config,
             clock,
-            on_cancel=self.cancelled.append,
-            on_session_end=self.ended.append,
+            auth=auth,
             is_ready=lambda: self.is_ready,
+            steady=time.monotonic if clock is time.time else clock,
+            samples_with_vllm=samples_with_vllm,
         )
         # The protocol is named so that asyncio sets TCP_NODELAY; without it each answer takes 40 ms.
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -66,15 +86,26 @@ class GatewayServer:
         """The result of a coroutine run in the server's loop."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(10)
 
+    def told(self, kind: str) -> list[str]:
+        """Subjects of the signals of this kind."""
+        self.call(asyncio.sleep(0))
+        return [signal.subject for signal in self.signals if signal.kind == kind]
+
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
         self.scheduler = FakeScheduler(self.store, self.blobs)
+        await self.store.cluster.publish_status(SchedulerStatus((MODEL.name,), {}, 1))
         for tenant_id, key in KEYS.items():
-            await self.store.create_tenant(TenantRow(tenant_id, tenant_id, 0.0))
-            await self.store.add_api_key(ApiKeyRow(hash_key(key), tenant_id, "test", 0.0))
-        config = uvicorn.Config(self.app, log_config=None, lifespan="off", timeout_graceful_shutdown=1)
-        self._uvicorn = uvicorn.Server(config)
-        task = asyncio.create_task(self.scheduler.run())
+            await self.store.identities.create_tenant(TenantRow(tenant_id, tenant_id, 0.0), OPERATOR)
+            await self.store.identities.add_api_key(ApiKeyRow(hash_key(key), tenant_id, "test", 0.0), OPERATOR)
+        self._uvicorn = create_http_server(self.app, self.app_config, self._window_s)
+        self._uvicorn.config.timeout_graceful_shutdown = 1
+        tasks = [asyncio.create_task(self.scheduler.run()), asyncio.create_task(self._note_signals())]
         self._is_up.set()
         await self._uvicorn.serve(sockets=[self._socket])
-        task.cancel()
+        for task in tasks:
+            task.cancel()
+
+    async def _note_signals(self) -> None:
+        async for signal in self.store.cluster.signals():
+            self.signals.append(signal)

@@ -20,6 +20,9 @@ class Owned:
     request_id: str
     weights_path: str
     sampler_path: str
+    user_id: str
+    key_id: str
+    share_id: str
 
 
 def create_owned(http: httpx.Client) -> Owned:
@@ -31,7 +34,13 @@ def create_owned(http: httpx.Client) -> Owned:
     sampling = {"session_id": session_id, "sampling_session_seq_id": 0, "base_model": MODEL.name}
     sampler_id = post(http, "create_sampling_session", sampling)["sampling_session_id"]
     request_id = post(http, "asample", sample_body(sampler_id, 1))["request_id"]
-    return Owned(session_id, run_id, sampler_id, request_id, weights["path"], sampler["path"])
+    num_users = len(http.get("admin/users").json()["users"])
+    user_id = post(http, "admin/users", {"email": f"{num_users}@example.org"})["user_id"]
+    key_id = post(http, "admin/keys", {"label": "spare", "user_id": user_id})["key_id"]
+    shares = f"training_runs/{run_id}/checkpoints/weights/w/shares"
+    share_id = post(http, shares, {"ttl_seconds": 60, "label": "lent"})["share_id"]
+    paths = (weights["path"], sampler["path"])
+    return Owned(session_id, run_id, sampler_id, request_id, *paths, user_id, key_id, share_id)
 
 
 def sample_body(sampler_id: str, seq_id: int, **changes: Any) -> dict[str, Any]:

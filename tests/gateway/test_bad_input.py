@@ -16,13 +16,8 @@ from openrl.gateway.routes.api_keys import delete_own_key
 from openrl.protocol.codec import encode_forward_backward
 from openrl.protocol.datum import ForwardBackwardInput
 from tests.gateway.gateway_server import MODEL, GatewayServer
-from tests.gateway.raw_client import Owned, create_owned, datum, post, result, sample_body
+from tests.gateway.raw_client import Owned, datum, post, result, sample_body
 from tests.gateway.refusals import Refusals
-
-
-@pytest.fixture
-def owned(http: httpx.Client) -> Owned:
-    return create_owned(http)
 
 
 def refused(http: httpx.Client, path: str, body: dict[str, Any], *parts: str) -> None:
@@ -238,7 +233,8 @@ SEGMENTS = st.sampled_from(["a:train:0", "weights", "sampler_weights", "x"]) | s
 @given(body=BODIES, segments=st.tuples(SEGMENTS, SEGMENTS, SEGMENTS))
 def test_no_body_whatever_gives_a_server_error(http: httpx.Client, body: bytes, segments: tuple[str, str, str]):
     run_id, kind, name = (quote(segment, safe="") for segment in segments)
-    others = {"session_id": run_id, "sampler_id": run_id, "token": name}
+    others = {"session_id": run_id, "sampler_id": run_id, "token": name, "user_id": name, "key_id": name}
+    others["share_id"] = name
     refusals = Refusals(http)
     for _, route in all_routes():
         if route.handler is delete_own_key:  # nothing can be wrong with it, and every later call would be

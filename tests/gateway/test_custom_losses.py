@@ -15,11 +15,6 @@ from tests.training.traced_losses import REF, TOTAL, call, graph_of
 LATER = 1e11  # long after every use
 
 
-@pytest.fixture
-def owned(http: httpx.Client) -> Owned:
-    return create_owned(http)
-
-
 def body(owned: Owned, seq_id: int = 0, *calls: dict[str, Any]) -> dict[str, Any]:
     return {**graph_of(*calls, TOTAL), "session_id": owned.session_id, "custom_loss_seq_id": seq_id}
 

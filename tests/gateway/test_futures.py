@@ -9,12 +9,7 @@ import pytest
 
 from openrl.store.base import FinishedRequest
 from tests.gateway.gateway_server import GatewayServer
-from tests.gateway.raw_client import Owned, create_owned, post, sample_body
-
-
-@pytest.fixture
-def owned(http: httpx.Client) -> Owned:
-    return create_owned(http)
+from tests.gateway.raw_client import Owned, post, sample_body
 
 
 def test_a_poll_is_held_and_then_told_to_come_again(http: httpx.Client, owned: Owned, server: GatewayServer):
@@ -55,12 +50,12 @@ def test_a_cancelled_sample_fails_and_the_scheduler_is_told(http: httpx.Client, 
     server.scheduler.is_holding.set()
     request_id = post(http, "asample", sample_body(owned.sampler_id, 2))["request_id"]
     assert http.post("cancel_future", json={"request_id": request_id}).status_code == 200
-    assert server.cancelled == [request_id]
+    assert server.told("cancel") == [request_id]
     answer = post(http, "retrieve_future", {"request_id": request_id})
     assert answer.pop("docs").endswith("/docs/errors#request_failed")
     assert answer == {"error": "the request was cancelled", "category": "user", "code": "request_failed"}
     assert http.post("cancel_future", json={"request_id": request_id}).status_code == 200
-    assert server.cancelled == [request_id]
+    assert server.told("cancel") == [request_id]
 
 
 def test_training_requests_cannot_be_cancelled(http: httpx.Client, owned: Owned):

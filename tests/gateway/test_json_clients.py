@@ -9,19 +9,13 @@ import pytest
 
 from openrl.protocol.codec import decode_forward_backward
 from tests.gateway.gateway_server import GatewayServer
-from tests.gateway.raw_client import Owned, create_owned, post, sample_body
+from tests.gateway.raw_client import Owned, post, sample_body
 
 ACCEPT_JSON = {"accept": "application/json"}
 INPUTS = {
     "target_tokens": {"data": [2, 3, 4], "dtype": "int64", "shape": [3]},
     "weights": {"data": [1.0, 0.5, 0.0], "dtype": "float32", "shape": [3]},
 }
-
-
-@pytest.fixture
-def owned(http: httpx.Client) -> Owned:
-    """Its run has used the numbers 1 and 2."""
-    return create_owned(http)
 
 
 def body(owned: Owned, field: str, seq_id: int, **inputs: Any) -> dict[str, Any]:

@@ -35,11 +35,6 @@ ODD_BODIES = (
 
 
 @pytest.fixture
-def owned(http: httpx.Client) -> Owned:
-    return create_owned(http)
-
-
-@pytest.fixture
 def refusals(http: httpx.Client) -> Refusals:
     return Refusals(http)
 

@@ -7,12 +7,7 @@ import httpx
 import pytest
 
 from tests.gateway.gateway_server import GatewayServer
-from tests.gateway.raw_client import Owned, create_owned, post, sample_body
-
-
-@pytest.fixture
-def owned(http: httpx.Client) -> Owned:
-    return create_owned(http)
+from tests.gateway.raw_client import Owned, post, sample_body
 
 
 def poll(sampler_id: str, clone: int = 0, cursor: int = 0, **changes: Any) -> dict[str, Any]:
@@ -44,19 +39,23 @@ def test_a_poll_is_held_until_something_ends_and_an_acknowledgement_is_not(
     assert time.monotonic() - started < server.app_config.long_poll_s
 
 
+def next_completions(http: httpx.Client, body: dict[str, Any]) -> dict[str, Any]:
+    answer = post(http, "retrieve_futures", body)
+    while not answer["completions"]:
+        answer = post(http, "retrieve_futures", {**body, "prev_cursor": answer["cursor"]})
+    return answer
+
+
 def test_failed_and_cancelled_samples_are_told_without_a_size(http: httpx.Client, owned: Owned, server: GatewayServer):
     cursor = post(http, "retrieve_futures", poll(owned.sampler_id))["cursor"]
     server.scheduler.fails = lambda _: "no luck"
     failed = post(http, "asample", sample_body(owned.sampler_id, 2))["request_id"]
+    first = next_completions(http, poll(owned.sampler_id, cursor=cursor))
     server.scheduler.is_holding.set()
     cancelled = post(http, "asample", sample_body(owned.sampler_id, 3))["request_id"]
     post(http, "cancel_future", {"request_id": cancelled})
-    seen: list[dict[str, Any]] = []
-    while len(seen) < 2:
-        answer = post(http, "retrieve_futures", poll(owned.sampler_id, cursor=cursor))
-        cursor = answer["cursor"]
-        seen += answer["completions"]
-    assert {each["request_id"] for each in seen} == {failed, cancelled}
+    seen = first["completions"] + next_completions(http, poll(owned.sampler_id, cursor=first["cursor"]))["completions"]
+    assert [each["request_id"] for each in seen] == [failed, cancelled]
     assert {each["state"] for each in seen} == {"failed"}
 
 

@@ -11,12 +11,7 @@ import tinker
 from openrl.errors import NotFound
 from tests.gateway.fake_scheduler import ADAPTER_CONFIG, ADAPTER_MODEL
 from tests.gateway.gateway_server import MODEL, GatewayServer
-from tests.gateway.raw_client import Owned, create_owned, post, result, sample_body
-
-
-@pytest.fixture
-def owned(http: httpx.Client) -> Owned:
-    return create_owned(http)
+from tests.gateway.raw_client import Owned, post, result, sample_body
 
 
 def test_a_finished_session_takes_no_more_work(http: httpx.Client, owned: Owned, server: GatewayServer):
@@ -26,7 +21,7 @@ def test_a_finished_session_takes_no_more_work(http: httpx.Client, owned: Owned,
     assert http.post(f"sessions/{owned.session_id}/finish", json=finish).status_code == 204
     again = {"reason": {"type": "success"}, "detail": None}
     assert http.post(f"sessions/{owned.session_id}/finish", json=again).status_code == 204
-    assert server.ended == [owned.session_id]
+    assert server.told("session_ended") == [owned.session_id]
     assert http.post("session_heartbeat", json=beat).status_code == 410
     session = server.call(server.store.get_session("alice", owned.session_id))
     assert session.end_reason == "errored: out of patience"

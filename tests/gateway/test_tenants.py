@@ -3,32 +3,28 @@
 from dataclasses import asdict, replace
 
 import httpx
-import pytest
 
 from openrl.protocol.codec import encode_forward_backward
 from openrl.protocol.datum import Datum, ForwardBackwardInput
 from tests.gateway.gateway_server import MODEL, GatewayServer
-from tests.gateway.raw_client import Owned, create_owned, datum
+from tests.gateway.raw_client import Owned, datum
 from tests.gateway.valid_calls import owned_calls
 
 NOBODYS = "00000000-0000-4000-8000-000000000000"
 
 
-@pytest.fixture
-def owned(http: httpx.Client) -> Owned:
-    return create_owned(http)
-
-
 def anonymous(text: str, owned: Owned) -> str:
     """An answer without the ids that it repeats."""
-    return text.replace(owned.session_id, "?").replace(owned.request_id, "?")
+    for name in (owned.session_id, owned.request_id, owned.user_id, owned.key_id, owned.share_id):
+        text = text.replace(name, "?")
+    return text
 
 
 def test_another_tenants_things_are_not_found_anywhere(owned: Owned, bob_http: httpx.Client, server: GatewayServer):
     missing = replace(
         owned, **{name: value.replace(owned.session_id, NOBODYS) for name, value in asdict(owned).items()}
     )
-    missing = replace(missing, request_id=NOBODYS)
+    missing = replace(missing, request_id=NOBODYS, user_id=NOBODYS, key_id="0" * 12, share_id="0" * 12)
     num_requests = len(server.store._requests)
     for theirs, nobodys in zip(owned_calls(owned), owned_calls(missing), strict=True):
         answers = [bob_http.request(method, path, json=body) for method, path, body in (theirs, nobodys)]

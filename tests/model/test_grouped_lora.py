@@ -107,6 +107,12 @@ def test_slots_keep_their_adapters_when_others_come_grow_and_go(tiny_dirs: dict[
     factors = bank.factors(0, name)
     assert factors is not None
     assert torch.equal(factors.a_RD, first.pairs[name].a_RD + 1)
+    bank.write(0, random_adapter(model, 4, 3))
+    assert torch.equal(factors.a_RD, random_adapter(model, 4, 3).pairs[name].a_RD), "in place of one of its kind"
+    bank.write(0, random_adapter(model, 2, 3))
+    lead = bank.stack_of(name)
+    assert lead is not None
+    assert not lead.a_SND[0, 2:4].any(), "nothing is left of a larger one"
     bank.clear(0)
     assert bank.factors(0, name) is None
     stack = bank.stack_of(name)

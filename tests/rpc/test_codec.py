@@ -1,4 +1,5 @@
 import contextlib
+from dataclasses import dataclass
 
 import msgspec
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 
 from openrl.errors import InvalidRequest, PayloadTooLarge
 from openrl.rpc.codec import MAX_FRAME_BYTES, FrameReader, Message, decode_body, encode_frame
-from openrl.rpc.messages import CloseRun, ExecuteDone, RunLost
+from openrl.rpc.messages import CloseRun, ExecuteDone, RunLost, WorkerDraining, WorkerReady
 
 from .strategies import messages
 
@@ -54,3 +55,28 @@ def test_a_message_over_the_limit_is_refused_at_the_sender():
 def test_types_with_equal_fields_are_told_apart():
     assert isinstance(decode_body(encode_frame(CloseRun("run"))[4:]), CloseRun)
     assert isinstance(decode_body(encode_frame(ExecuteDone(1, ()))[4:]), ExecuteDone)
+
+
+OLD_READY = {"worker_id": "w", "base_models": ("tiny",), "max_pass_tokens": 8, "max_sequences": 4}
+"""As a worker says it that knows of no pools."""
+
+
+def test_a_worker_of_the_version_before_is_in_the_default_pool():
+    ready = decode_body(msgspec.msgpack.encode(("WorkerReady", OLD_READY)))
+    assert ready == WorkerReady("w", ("tiny",), 8, 4)
+    assert isinstance(ready, WorkerReady)
+    assert (ready.pool, ready.role, ready.is_draining, ready.knows_draining) == ("default", "both", False, False)
+    assert decode_body(msgspec.msgpack.encode(("WorkerDraining", {}))) == WorkerDraining(stays=False)
+
+
+def test_a_scheduler_of_the_version_before_reads_what_it_knows():
+    @dataclass(frozen=True)
+    class WorkerReadyBefore:
+        worker_id: str
+        base_models: tuple[str, ...]
+        max_pass_tokens: int
+        max_sequences: int
+
+    sent = WorkerReady("w", ("tiny",), 8, 4, pool="p", role="train", is_draining=True, knows_draining=True)
+    _, fields = msgspec.msgpack.Decoder(tuple[str, msgspec.Raw]).decode(encode_frame(sent)[4:])
+    assert msgspec.msgpack.Decoder(WorkerReadyBefore).decode(fields) == WorkerReadyBefore("w", ("tiny",), 8, 4)

@@ -1,4 +1,5 @@
 import asyncio
+import socket
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -8,7 +9,7 @@ import pytest
 
 from openrl.errors import InvalidRequest, Unauthorized, WorkerLost
 from openrl.rpc.messages import CloseRun, Outcome, SampleDone
-from openrl.rpc.transport import Connection, connect, create_pair, serve_workers
+from openrl.rpc.transport import Connection, connect, create_pair, resolve, serve_workers
 
 SECRET = b"a shared secret"
 
@@ -135,6 +136,25 @@ async def test_nobody_listening_is_worker_lost(tmp_path: Path):
 async def test_malformed_addresses_are_refused(address: str):
     with pytest.raises(InvalidRequest, match="neither"):
         await connect(address, SECRET)
+
+
+async def test_a_name_of_several_machines_stands_for_each(monkeypatch: pytest.MonkeyPatch):
+    known = {"schedulers": ["10.0.0.1", "10.0.0.2"], "fd00::1": ["fd00::1"]}
+
+    async def look_up(host: str, port: int, **_: object) -> list[tuple[object, ...]]:
+        if host not in known:
+            raise socket.gaierror(f"{host} is not known")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (ip, port)) for ip in known[host]]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", look_up, raising=False)
+    found = await resolve("tcp:schedulers:7600, unix:/run/x, tcp:fd00::1:7600,tcp:nobody:1,tcp:schedulers:7600")
+    assert found == ["tcp:10.0.0.1:7600", "tcp:10.0.0.2:7600", "unix:/run/x", "tcp:fd00::1:7600", "tcp:nobody:1"]
+
+
+async def test_a_resolved_name_can_be_connected_to():
+    async with serve_workers("tcp:127.0.0.1:0", b"s" * 16, lambda connection: connection.close()) as address:
+        port = address.rpartition(":")[2]
+        assert f"tcp:127.0.0.1:{port}" in await resolve(f"tcp:localhost:{port}")
 
 
 async def test_twenty_thousand_small_messages_pass_in_a_second(tmp_path: Path):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from openrl.sampling.cache_kernels import write_rows
-from openrl.sampling.decode_attention import DecodeAttention, DecodeTiles, tiles_of
+from openrl.sampling.decode_attention import DecodeAttention, DecodeTiles, SliceAttention, tiles_of
 from openrl.sampling.kv_cache import KVCache
 
 IS_COMPILED = torch.cuda.is_available()
@@ -182,6 +182,31 @@ def test_the_new_token_is_stored_and_nothing_else():
     after = [store for layer in range(LAYERS) for store in case.cache.layer(layer)]
     for got, expected in zip(after, before, strict=True):
         assert torch.equal(got.nan_to_num(7.0), expected.nan_to_num(7.0))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("window", [None, 20])
+def test_rows_that_follow_each_other_in_a_sequence_see_those_before_them(window: int | None, dtype: torch.dtype):
+    whole = make_case([40, 70], (6, 2, 16), dtype)
+    first = (31, 67)  # tokens that the cache holds
+    rows = [(index, at) for index, start in enumerate(first) for at in range(start, whole.lengths[index])]
+    for index, start in enumerate(first):  # what the cache has of the later ones is to be written
+        for at in range(start, whole.lengths[index]):
+            place = whole.cache.rows_of(whole.tables_BP[index, at // 16].long()[None])[:, 0]
+            for store in whole.cache.layer(LAYER):
+                store[place, at % 16] = float("nan")
+    padding = [(0, -1)]
+    lengths_B = torch.tensor([at + 1 for _, at in [*rows, *padding]], dtype=torch.int32, device=DEVICE)
+    tables_BP = whole.tables_BP[[index for index, _ in [*rows, *padding]]]
+    q_BNH = torch.randn(len(rows) + 1, 6, 16, device=DEVICE).to(dtype)
+    k_BKH, v_BKH = (torch.stack([x[index][at] for index, at in [*rows, *padding]]) for x in (whole.k, whole.v))
+    decode = DecodeAttention(whole.cache, tables_BP, lengths_B, 1)
+    got = SliceAttention(whole.cache, tables_BP, lengths_B, decode).attend(LAYER, q_BNH, k_BKH, v_BKH, SCALE, window)
+    for row, (index, at) in enumerate(rows):
+        k, v = ([x[index][: at + 1]] for x in (whole.k, whole.v))
+        alone = Case(whole.cache, tables_BP[row : row + 1], [at + 1], 6, k, v, q_BNH[row : row + 1])
+        assert (got[row].double() - alone.twin(0, window)).abs().max() < TOLERANCE[dtype]
+    assert not got[len(rows)].any()
 
 
 def test_rows_may_lie_anywhere_among_others_and_be_strided():

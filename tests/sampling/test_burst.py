@@ -1,7 +1,7 @@
 """Bursts give what single steps give, and last about as long as they may."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ from openrl.model.base_model import BaseModel
 from openrl.protocol.results import SampleResult
 from openrl.sampling.base import SampleJob
 from openrl.sampling.burst import MAX_STEPS, BurstLength
-from openrl.sampling.decode_loop import Burst, BurstTokens, SteppedLoop
+from openrl.sampling.decode_loop import Burst, GoesOn, SteppedLoop, StepTokens
 from openrl.sampling.engine import PagedSamplingEngine
 from tests.sampling.jobs import adapter_weights, drain, engine, job, outcomes
 
@@ -103,9 +103,9 @@ class CountingLoop(SteppedLoop):
         super().__init__(sampling._runner)
         self.bursts: list[tuple[int, int]] = []
 
-    def run(self, burst: Burst) -> BurstTokens:
+    def run(self, burst: Burst, goes_on: GoesOn) -> Iterator[StepTokens]:
         self.bursts.append(burst.uniform_KB.shape)
-        return super().run(burst)
+        return super().run(burst, goes_on)
 
 
 def sizes_of(sampling: PagedSamplingEngine, wanted: Sequence[SampleJob]) -> list[tuple[int, int]]:
@@ -160,7 +160,7 @@ def test_lengths_fit_the_time_and_what_is_left():
     lengths = BurstLength(0.05)
     assert lengths.num_steps([100, 9], math.inf, are_waiting=False) == 1  # nothing is known yet
     lengths.record(1, 0.005)
-    assert lengths.num_steps([100, 9], math.inf, are_waiting=False) == 10
+    assert lengths.num_steps([100, 9], math.inf, are_waiting=False) == 40
     assert lengths.num_steps([7, 3], math.inf, are_waiting=False) == 7
     assert lengths.num_steps([100, 9], 0.02, are_waiting=False) == 4
     assert lengths.num_steps([100, 9], -1.0, are_waiting=False) == 1
@@ -173,6 +173,27 @@ def test_bursts_are_short_and_end_with_the_first_sequence_while_others_wait():
     assert lengths.num_steps([100, 3], math.inf, are_waiting=True) == 3
     lengths.record(1, 10.0)  # a compiler was at work
     assert lengths.num_steps([100, 90], math.inf, are_waiting=True) == pytest.approx(15, abs=1)
+
+
+def test_the_answer_of_a_request_that_ended_waits_no_longer_than_it_may(llama: BaseModel):
+    sampling = bursting(llama, 30)
+    now = [0.0]
+
+    def clock() -> float:
+        now[0] += 1.0
+        return now[0]
+
+    outcomes(sampling, [job("first", PROMPT[:9], max_tokens=2)])
+    sampling._clock, sampling._lengths = clock, BurstLength(4.5)
+    sampling._lengths.record(1, 0.1)
+    sampling.add(job("long", PROMPT[:20], max_tokens=40))
+    sampling.add(job("short", PROMPT[:30], max_tokens=3))
+    assert not sampling.step()
+    loop = sampling._loop = CountingLoop(sampling)
+    assert [finished.request_id for finished in sampling.step()] == ["short"]
+    assert loop.bursts[0][0] > 10
+    (long,) = sampling._batcher.running
+    assert long.num_generated == 1 + 2 + 5, "asked at 0, 1, 2, 3 and 4 s after the end"
 
 
 def test_no_burst_is_longer_than_its_buffers():

@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from openrl.sampling.choice import GREEDY, choose_plain, heat_of, is_greedy
+from openrl.sampling.choice import GREEDY, choose_plain, heat_of
 from openrl.sampling.sampler import Choices, choose_tokens, tempered_logprobs
 from tests.sampling.test_sampler import choices, random_logits
 
 
 def plain(logits_BV: Tensor, how: Choices) -> tuple[Tensor, Tensor]:
-    uniform = how.uniform.masked_fill(is_greedy(how), GREEDY)
+    uniform = how.uniform.masked_fill(how.is_greedy, GREEDY)
     return choose_plain(logits_BV, heat_of(how), uniform)
 
 

@@ -4,12 +4,14 @@ A run's state on a worker is the list of state-changing numbers applied to it. A
 that list after the request: the slow twin, one executor that runs each run in order, gives the same.
 """
 
+import math
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from openrl.config import WorkerRole
 from openrl.errors import ErrorCategory
-from openrl.protocol.runs import RequestKind, RunSpec, SamplerSpec, changes_run
+from openrl.protocol.runs import SamplerSpec, changes_run
 from openrl.rpc.messages import (
     Cancel,
     CloseRun,
@@ -21,13 +23,19 @@ from openrl.rpc.messages import (
     RunSnapshotted,
     Sample,
     SampleDone,
+    SetDraining,
+    SetTenantShares,
+    Shutdown,
     SnapshotRun,
+    WorkerDraining,
     WorkerReady,
     WorkItem,
 )
 from openrl.scheduler.actions import Finish, LoadRun, LoadSampler, MarkRunClosed, RecordSnapshot, SendCommand
 from openrl.scheduler.events import (
+    DrainAsked,
     Event,
+    PauseOver,
     RequestsArrived,
     RunLoaded,
     SamplerLoaded,
@@ -38,48 +46,7 @@ from openrl.scheduler.events import (
 from openrl.scheduler.state import SchedulerState
 from openrl.store.base import RequestRow, RunRow
 
-MODEL = "tiny"
-
-
-def run_row(run_id: str, tenant_id: str = "t0", session_id: str = "s0", base_model: str = MODEL) -> RunRow:
-    spec = RunSpec(run_id, tenant_id, base_model, 8, 0, True, True, False)
-    return RunRow(spec, session_id, 0, 0.0, 0.0, {})
-
-
-def training_row(
-    run: RunRow, seq_id: int, kind: RequestKind, num_tokens: int = 100, position: int = 0, request_id: str = ""
-) -> RequestRow:
-    run_id = run.spec.run_id
-    return RequestRow(
-        request_id or f"{run_id}/{seq_id}",
-        run.spec.tenant_id,
-        run.session_id,
-        kind,
-        f"run:{run_id}:{seq_id}",
-        seq_id,
-        0.0,
-        run_id=run_id,
-        base_model=run.spec.base_model,
-        num_tokens=num_tokens,
-        position=position,
-    )
-
-
-def sample_row(name: str, tenant_id: str = "t0", num_sequences: int = 1, position: int = 0) -> RequestRow:
-    return RequestRow(
-        name,
-        tenant_id,
-        "s0",
-        "sample",
-        f"sampler:x:{name}",
-        0,
-        0.0,
-        sampler_id=f"sampler-{tenant_id}",
-        base_model=MODEL,
-        num_tokens=100 * num_sequences,
-        num_sequences=num_sequences,
-        position=position,
-    )
+from .rows import MODEL
 
 
 @dataclass
@@ -97,7 +64,13 @@ class SimWorker:
     saves_lane: deque[ExecuteDone | RunSnapshotted] = field(default_factory=deque[ExecuteDone | RunSnapshotted])
     runs: dict[str, SimRun] = field(default_factory=dict[str, SimRun])
     samples: dict[str, int] = field(default_factory=dict[str, int])
+    tenant_shares: dict[str, float] = field(default_factory=dict[str, float])
     unreported: int = 0  # Executes sent whose report was not delivered
+    is_draining: bool = False
+    stays: bool = False  # drained, but not about to end
+
+    def takes(self, side: WorkerRole) -> bool:
+        return not self.is_draining and self.ready.role in (side, "both")
 
     def holds(self, run_id: str) -> bool:
         return run_id in self.runs or any(isinstance(c, OpenRun) and c.run.run_id == run_id for c in self.commands)
@@ -155,9 +128,16 @@ class World:
                 self.finished[row.request_id] = "failed"
         self.handle(RequestsArrived(rows))
 
-    def join(self, max_pass_tokens: int = 1000, max_sequences: int = 4, models: Sequence[str] = (MODEL,)) -> SimWorker:
+    def join(
+        self,
+        max_pass_tokens: int = 1000,
+        max_sequences: int = 4,
+        models: Sequence[str] = (MODEL,),
+        role: WorkerRole = "both",
+    ) -> SimWorker:
         self.num_workers += 1
-        ready = WorkerReady(f"w{self.num_workers}", tuple(models), max_pass_tokens, max_sequences)
+        name = f"w{self.num_workers}"
+        ready = WorkerReady(name, tuple(models), max_pass_tokens, max_sequences, role=role, knows_draining=True)
         worker = SimWorker(ready.worker_id, ready)
         self.workers[worker.worker_id] = worker
         self.handle(WorkerJoined(worker.worker_id, ready))
@@ -166,6 +146,17 @@ class World:
     def kill(self, worker: SimWorker) -> None:
         del self.workers[worker.worker_id]
         self.handle(WorkerGone(worker.worker_id))
+
+    def drain(self, worker: SimWorker) -> None:
+        worker.is_draining, worker.stays = True, False
+        self.handle(WorkerReported(worker.worker_id, WorkerDraining()))
+
+    def ask_to_drain(self, worker: SimWorker, *, is_draining: bool) -> None:
+        worker.is_draining = worker.stays = is_draining
+        self.handle(DrainAsked(worker.ready.worker_id, is_draining))
+
+    def can_do_all(self) -> bool:
+        return all(any(worker.takes(side) for worker in self.workers.values()) for side in ("train", "sample"))
 
     def answer_load(self) -> None:
         load = self.loads.popleft()
@@ -220,6 +211,9 @@ class World:
                         self.step(worker)
                     if worker.worker_id in self.workers:
                         self.deliver(worker)
+            elif self.state.wakes_at() < math.inf:
+                self.now = max(self.now, self.state.wakes_at())
+                self.handle(PauseOver())
             else:
                 return
         raise AssertionError("the system does not come to rest")
@@ -250,7 +244,8 @@ class World:
 
     def check_no_idle_worker(self) -> None:
         """A worker with nothing to do means that no compatible work could start."""
-        idle = [worker for worker in self.workers.values() if not worker.has_work() and not worker.unreported]
+        able = [worker for worker in self.workers.values() if worker.takes("train")]
+        idle = [worker for worker in able if not worker.has_work() and not worker.unreported]
         if idle and not self.loads:
             assert not self.startable(), f"{idle[0].worker_id} is idle while {self.startable()} could start"
 
@@ -272,6 +267,8 @@ class World:
     # -- workers and store
 
     def _sent(self, worker: SimWorker, command: Command) -> None:
+        assert not isinstance(command, OpenRun | Execute) or worker.takes("train")
+        assert not isinstance(command, Sample) or worker.takes("sample")
         worker.commands.append(command)
         if isinstance(command, Execute):
             self.passes.append(command)
@@ -317,8 +314,22 @@ class World:
                     return
                 self._check_room(worker, item.request_id)
                 worker.samples[item.request_id] = max(1, self.rows[item.request_id].num_sequences)
+            case SetTenantShares(tenant_shares):
+                worker.tenant_shares = tenant_shares
             case Cancel(request_id):
                 worker.samples.pop(request_id, None)
+            case SetDraining():
+                pass
+            case Shutdown():
+                assert worker.is_draining
+                assert not worker.stays
+                assert not worker.runs
+                assert not worker.commands
+                assert not worker.samples
+                assert not worker.saves_lane
+                late = [each.request_id for report in worker.results_lane for each in report.outcomes]
+                assert set(late) <= self.finished.keys()  # cancelled while their report was under way
+                self.kill(worker)
             case _:
                 raise AssertionError(command)
 
@@ -355,7 +366,8 @@ class World:
             return Outcome(request_id, error="bad", category="user", busy_s=1.0)
         if request_id in self.blown:
             return Outcome(request_id, error="the gradient is dropped", category="server", busy_s=1.0)
-        return Outcome(request_id, result_ref=f"result:{request_id}", num_tokens=1, busy_s=1.0)
+        num_tokens = self.rows[request_id].num_tokens
+        return Outcome(request_id, result_ref=f"result:{request_id}", num_tokens=num_tokens, busy_s=1.0)
 
     def _finished(self, action: Finish) -> None:
         request_id = action.request.request_id

@@ -119,3 +119,20 @@ async def test_losses_and_traces_go_when_nobody_has_used_them_for_long(tmp_path:
     assert await store.ledger.losses_in_use(0.0) == frozenset()
     await store.close()
     blobs.close()
+
+
+async def test_files_of_a_save_that_came_to_nothing_are_freed_after_a_day(tmp_path: Path):
+    blobs = DirectoryBlobs(tmp_path)
+    store = await create_store(f"sqlite:///{tmp_path}/store.db", blobs, lambda: 0.0)
+    housekeeping = Housekeeping(store, blobs, 300.0, lambda _: None)
+    await save(store, blobs, "kept", None, 1)
+    blobs.put_object("checkpoints/r1/weights/kept/lost", FILES)
+
+    async def left(after_s: float) -> list[str]:
+        await housekeeping.free_unused_objects(time.time() + after_s, StoreConfig())
+        return sorted(blobs.list_objects("checkpoints/"))
+
+    assert await left(20 * HOUR) == ["checkpoints/kept", "checkpoints/r1/weights/kept/lost"]
+    assert await left(25 * HOUR) == ["checkpoints/kept"]
+    await store.close()
+    blobs.close()

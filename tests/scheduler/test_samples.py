@@ -19,7 +19,8 @@ from openrl.scheduler.events import (
 )
 from openrl.scheduler.state import SchedulerState
 
-from .simulation import World, sample_row
+from .rows import sample_row
+from .simulation import World
 
 
 def samples_in(actions: list[Action]) -> list[str]:
@@ -73,6 +74,26 @@ def test_a_flood_does_not_keep_another_tenant_from_a_full_worker():
     world.submit(sample_row("b2", "t1", position=101), sample_row("b3", "t1", position=102))
     sent = [command.item.request_id for command in worker.commands if isinstance(command, Sample)]
     assert sent[9:] == ["b2"]  # half of what is decoded at once
+
+
+def test_tenants_that_all_have_more_waiting_are_served_equally_whoever_ends_first():
+    """The engine decodes faster what a tenant with few sequences has: that must not bring it more of them."""
+    world = World()
+    worker = world.join(max_sequences=8)
+    tenants = ("t0", "t1", "t2")
+    world.submit(*(sample_row(f"{tenant}/{i}", tenant, position=i) for i in range(60) for tenant in tenants))
+    while world.loads:
+        world.answer_load()
+
+    def sent() -> list[str]:
+        return [command.item.request_id for command in worker.commands if isinstance(command, Sample)]
+
+    num_before = len(sent())
+    for _ in range(30):
+        there = sorted(each for each in sent() if each not in world.finished)  # those of t0 come first
+        world.handle(WorkerReported(worker.worker_id, SampleDone((Outcome(there[0], result_ref="x"),))))
+    counts = [sum(each.startswith(tenant) for each in sent()[num_before:]) for tenant in tenants]
+    assert max(counts) - min(counts) <= 6
 
 
 def test_a_waiting_sample_is_cancelled_without_a_command():

@@ -18,7 +18,8 @@ from openrl.scheduler.events import (
 )
 from openrl.store.base import RunRow
 
-from .simulation import World, run_row, sample_row, training_row
+from .rows import run_row, sample_row, training_row
+from .simulation import World
 
 
 def world_with_runs(*run_ids: str, max_pass_tokens: int = 1000, max_replay_s: float = 100.0) -> World:
@@ -119,6 +120,21 @@ def test_a_newcomers_step_follows_its_gradient_at_once():
     assert sent_ids(world)[2:] == [["b/1"], ["b/2"]]
     world.settle()
     assert set(world.finished) >= {"flood/9", "b/3"}
+
+
+def test_newcomers_share_the_passes_that_a_full_worker_gets_for_them():
+    world = world_with_runs("flood", "b", "c", "d", "e")
+    submit(world, "flood", *steps("forward_backward", 9), tokens=1000)
+    for run_id in "bcde":
+        submit(world, run_id, (1, "forward_backward"), (2, "forward_backward"))
+    assert sent_ids(world)[2:] == [["b/1"], ["c/1"]]
+    worker = next(iter(world.workers.values()))
+    while "b/1" not in world.finished:
+        world.step(worker)
+        world.deliver(worker)
+    assert ["d/1", "e/1"] in sent_ids(world)
+    world.settle()
+    assert set(world.finished) >= {"flood/9", *(f"{run_id}/2" for run_id in "bcde")}
 
 
 def test_a_flood_of_steps_without_tokens_does_not_starve_others():

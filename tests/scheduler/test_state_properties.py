@@ -4,11 +4,13 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from openrl.config import WorkerRole
 from openrl.protocol.runs import TrainingKind
 from openrl.scheduler.events import RequestCancelled, RequestsArrived, SessionClosed, Tick
 from openrl.store.base import RequestRow
 
-from .simulation import World, run_row, sample_row, training_row
+from .rows import run_row, sample_row, training_row
+from .simulation import World
 
 KINDS: tuple[TrainingKind, ...] = (
     "forward_backward",
@@ -20,6 +22,7 @@ KINDS: tuple[TrainingKind, ...] = (
     "save_weights",
     "load_weights",
 )
+ROLES: tuple[WorkerRole, ...] = ("both", "both", "train", "sample")
 TENANTS = ("t0", "t1", "t2")
 
 
@@ -116,10 +119,24 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.num_kills += 1  # few enough that an innocent request is never failed for it
         self.world.kill(self.world.workers[data.draw(st.sampled_from(sorted(self.world.workers)))])
 
+    @precondition(lambda self: len(self.world.workers) > 1)
+    @rule(data=st.data())
+    def drain(self, data: st.DataObject) -> None:
+        worker = self.world.workers[data.draw(st.sampled_from(sorted(self.world.workers)))]
+        if worker.stays or not worker.is_draining:
+            self.world.drain(worker)
+
+    @precondition(lambda self: len(self.world.workers) > 1)
+    @rule(data=st.data(), is_draining=st.booleans())
+    def ask_to_drain(self, data: st.DataObject, is_draining: bool) -> None:
+        worker = self.world.workers[data.draw(st.sampled_from(sorted(self.world.workers)))]
+        if worker.stays or not worker.is_draining:
+            self.world.ask_to_drain(worker, is_draining=is_draining)
+
     @precondition(lambda self: len(self.world.workers) < 3)
-    @rule()
-    def join(self) -> None:
-        self.world.join()
+    @rule(role=st.sampled_from(ROLES))
+    def join(self, role: WorkerRole) -> None:
+        self.world.join(role=role)
 
     @rule(seconds=st.sampled_from([1.0, 100.0]))
     def tick(self, seconds: float) -> None:
@@ -145,10 +162,12 @@ class SchedulerMachine(RuleBasedStateMachine):
             if row.run_id in self._open_runs():
                 self.world.submit(row)
         for _ in range(40):  # a poisoned request takes a worker with it each time
-            if not self.world.workers:
+            if not self.world.can_do_all():
                 self.world.join()
             self.world.settle()
-            if self.world.workers:
+            for worker in self.world.workers.values():
+                assert not worker.is_draining or (worker.stays and not worker.runs and not worker.samples)
+            if self.world.can_do_all():
                 break
         unfinished = set(self.world.rows) - set(self.world.finished)
         assert not unfinished, f"never finished: {sorted(unfinished)}"

@@ -135,7 +135,7 @@ def test_samples_given_up_free_their_memory(flagged: LiveServer, carol: tinker.S
     wait_for_blocks(flagged, lambda used: used == 0)
     long = types.SamplingParams(max_tokens=230, stop=[])
     admitted, cancelled = answers(flagged, "asample"), answers(flagged, "cancel_future")
-    futures = [sampler.sample(prompt_of(TEXT), 8, long) for _ in range(6)]
+    futures = [sampler.sample(prompt_of(TEXT), 64, long) for _ in range(6)]  # many: none ends before it is given up
     wait_for_answers(flagged, "asample", admitted + 6)
     carol.create_sampling_client(base_model=MODEL_NAME).result()  # those answers are read: it knows what to cancel
     wait_for_blocks(flagged, lambda used: used > 0)

@@ -1,51 +1,13 @@
-"""The contract of `store/base.py`, held in memory and over SQL: tenants, sessions, runs, samplers."""
+"""The contract of `store/base.py`, held in memory and over SQL: sessions, runs, samplers."""
 
 import asyncio
 from dataclasses import replace
 
-from openrl.errors import InvalidRequest, NotFound, SessionEnded, Unauthorized
-from openrl.store.base import ApiKeyRow, Store, TenantRow
+from openrl.errors import InvalidRequest, NotFound, SessionEnded
+from openrl.store.base import Store
 from openrl.store.blobs import DirectoryBlobs
 from tests.store.expectations import refused_as, start_run
 from tests.store.rows_for_tests import ALICE, BOB, checkpoint, request, run, sampler, session
-
-
-# -- tenants and keys
-async def test_tenants_are_created_once_and_listed_oldest_first(store: Store):
-    first = await store.create_tenant(TenantRow(BOB, "Bob", 2.0))
-    assert await store.create_tenant(TenantRow(BOB, "Robert", 3.0)) == first
-    alice = await store.create_tenant(TenantRow(ALICE, "Alice", 1.0))
-    assert await store.list_tenants() == (alice, first)
-
-
-async def test_a_key_opens_the_door_of_its_tenant_until_it_is_revoked(store: Store):
-    await store.add_api_key(ApiKeyRow("h1", ALICE, "laptop", 1.0))
-    await store.add_api_key(ApiKeyRow("h2", BOB, "laptop", 2.0))
-    assert await store.tenant_of_key("h1") == ALICE
-    assert await store.tenant_of_key("h2") == BOB
-    await refused_as(store.tenant_of_key("h3"), Unauthorized)
-    await store.revoke_api_key("h1", 5.0)
-    await store.revoke_api_key("h1", 6.0)
-    await refused_as(store.tenant_of_key("h1"), Unauthorized)
-    assert await store.tenant_of_key("h2") == BOB
-    assert [key.revoked_at for key in await store.list_api_keys()] == [5.0, None]
-    assert [key.key_hash for key in await store.list_api_keys(BOB)] == ["h2"]
-    await refused_as(store.revoke_api_key("h3", 1.0), NotFound)
-
-
-async def test_a_key_added_after_it_was_refused_is_accepted(store: Store):
-    await refused_as(store.tenant_of_key("h1"), Unauthorized)
-    await store.add_api_key(ApiKeyRow("h1", ALICE, "laptop", 1.0))
-    assert await store.tenant_of_key("h1") == ALICE
-
-
-async def test_a_key_added_twice_stays_as_it_was_and_never_changes_its_tenant(store: Store):
-    await store.add_api_key(ApiKeyRow("h1", ALICE, "laptop", 1.0))
-    await store.revoke_api_key("h1", 5.0)
-    await store.add_api_key(ApiKeyRow("h1", ALICE, "desktop", 2.0))
-    await refused_as(store.tenant_of_key("h1"), Unauthorized)
-    await refused_as(store.add_api_key(ApiKeyRow("h1", BOB, "stolen", 2.0)), InvalidRequest)
-    assert await store.list_api_keys() == (ApiKeyRow("h1", ALICE, "laptop", 1.0, 5.0),)
 
 
 # -- sessions

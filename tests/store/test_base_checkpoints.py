@@ -7,7 +7,7 @@ from openrl.store.base import CheckpointRow, Store
 from openrl.store.blobs import DirectoryBlobs
 from tests.store.conftest import NOW
 from tests.store.expectations import refused_as, start_run
-from tests.store.rows_for_tests import ALICE, BOB, checkpoint, done, request, sample
+from tests.store.rows_for_tests import ALICE, BOB, checkpoint, done, request, sample, sampler
 
 
 # -- pruning
@@ -119,3 +119,10 @@ async def test_a_deleted_checkpoint_is_returned_and_gone(store: Store):
     await save(store, checkpoint("a"), 1)
     assert await store.delete_checkpoint(ALICE, "r1", "weights", "a") == checkpoint("a")
     await refused_as(store.delete_checkpoint(ALICE, "r1", "weights", "a"), NotFound)
+
+
+async def test_objects_in_use_are_those_of_checkpoints_and_samplers_of_all_tenants(store: Store):
+    await save(store, checkpoint("a", key="k1"), 1)
+    await store.create_sampler(sampler("p2", BOB, adapter_key="k2"))
+    assert await store.objects_in_use([f"k{i}" for i in range(1, 1200)]) == {"k1", "k2"}
+    assert await store.objects_in_use([]) == frozenset()

@@ -127,6 +127,34 @@ async def test_shared_files_go_with_the_last_checkpoint_that_has_them(
         pair_blobs.get_object("checkpoints/a")
 
 
+@pytest.mark.parametrize("end", ["covered by a snapshot", "closed"])
+async def test_files_that_a_replay_would_read_stay(store: Store, pair_blobs: DirectoryBlobs, end: str):
+    pair_blobs.put_object("checkpoints/a", {"f": b"12345"})
+    await save(store, checkpoint("a"), 1)
+    load = request("loader", 0, BOB, kind="load_weights", object_key="checkpoints/a")
+    _, load = await store.create_run(run("loader", BOB), load, b"p")
+    await store.delete_checkpoint(ALICE, "r1", "weights", "a")
+    assert await free_doomed_objects(store, pair_blobs) == 0  # it has not run
+    await store.finish([done(load.request_id)])
+    assert await free_doomed_objects(store, pair_blobs) == 0  # it would run again
+    if end == "closed":
+        await store.close_run("loader")
+    else:
+        await store.record_snapshot("loader", 0, "snapshots/loader/0")
+    assert await free_doomed_objects(store, pair_blobs) == 5
+
+
+async def test_a_failed_request_keeps_no_files(store: Store, pair_blobs: DirectoryBlobs):
+    pair_blobs.put_object("checkpoints/a", {"f": b"12345"})
+    await save(store, checkpoint("a"), 1)
+    await start_run(store, "r2")
+    load = await store.enqueue(request("r2", 1, kind="load_weights", object_key="checkpoints/a"), b"p")
+    await store.delete_checkpoint(ALICE, "r1", "weights", "a")
+    assert await free_doomed_objects(store, pair_blobs) == 0
+    await store.finish([done(load.request_id, state="failed", error="no", category="user")])
+    assert await free_doomed_objects(store, pair_blobs) == 5
+
+
 async def test_files_that_cannot_be_deleted_are_deleted_later(
     store: Store, pair_blobs: DirectoryBlobs, monkeypatch: pytest.MonkeyPatch
 ):

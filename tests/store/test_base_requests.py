@@ -32,6 +32,18 @@ async def test_a_repeated_request_is_the_first_one(store: Store, pair_blobs: Dir
     assert (await store.enqueue(request("r1", 1), b"third")).state == "done"
 
 
+async def test_a_request_is_of_the_trace_of_the_call_that_came_first(store: Store):
+    context = f"00-{'a' * 32}-{'b' * 16}-01"
+    first = await store.enqueue(request("r1", 1, trace_context=context), b"p")
+    again = await store.enqueue(request("r1", 1, trace_context=None), b"p")
+    untraced = await store.enqueue(request("r1", 2), b"p")
+    assert first.trace_context == again.trace_context == context
+    assert untraced.trace_context is None
+    async for rows in store.new_requests():
+        assert [row.trace_context for row in rows] == [context, None]
+        break
+
+
 async def test_simultaneous_retries_agree_on_one_request(store: Store):
     tries = [store.enqueue(request("r1", 1, request_id=f"q{n}"), b"p") for n in range(5)]
     assert len({row.request_id for row in await asyncio.gather(*tries)}) == 1

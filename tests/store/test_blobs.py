@@ -1,8 +1,11 @@
+import errno
 import os
+import re
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -10,14 +13,23 @@ import pytest
 from openrl.errors import InvalidRequest, NotFound, Unavailable
 from openrl.store.base import Blobs
 from openrl.store.blobs import DirectoryBlobs
+from openrl.store.remote_blobs import RemoteBlobs
 
 
-def nothing_is_live(pack: str) -> bool:
-    return False
+def nothing_in_use(packs: Sequence[str]) -> set[str]:
+    return set()
 
 
-def everything_is_live(pack: str) -> bool:
-    return True
+def all_in_use(packs: Sequence[str]) -> set[str]:
+    return set(packs)
+
+
+def peek_finds_nothing(blobs: Blobs, ref: str) -> bool:
+    """A bucket is not asked; the others know at once."""
+    try:
+        return blobs.peek_payload(ref, 100) is None and isinstance(blobs, RemoteBlobs)
+    except NotFound:
+        return True
 
 
 def packs_in(root: Path) -> list[Path]:
@@ -45,19 +57,17 @@ def test_a_ref_that_was_never_given_out_is_not_found(blobs: Blobs, ref: str):
     blobs.put_payloads([b"payload"])
     with pytest.raises(NotFound):
         blobs.get_payload(ref)
-    with pytest.raises(NotFound):
-        blobs.peek_payload(ref, 100)
+    assert peek_finds_nothing(blobs, ref)
 
 
 def test_sweeping_frees_the_packs_that_nobody_needs(blobs: Blobs):
     kept, dropped = blobs.put_payloads([b"kept"])[0], blobs.put_payloads([b"dropped"])[0]
-    assert blobs.sweep_packs(lambda pack: kept.startswith(f"{pack}:")) == len(b"dropped")
+    assert blobs.sweep_packs(lambda packs: {pack for pack in packs if kept.startswith(f"{pack}:")}) == len(b"dropped")
     assert blobs.get_payload(kept) == b"kept"
     with pytest.raises(NotFound):
         blobs.get_payload(dropped)
-    with pytest.raises(NotFound):
-        blobs.peek_payload(dropped, 100)
-    assert blobs.sweep_packs(everything_is_live) == 0
+    assert peek_finds_nothing(blobs, dropped)
+    assert blobs.sweep_packs(all_in_use) == 0
 
 
 def test_threads_append_side_by_side(blobs: Blobs):
@@ -124,27 +134,27 @@ sys.stdin.read()
     ) as other:
         assert other.stdout is not None
         ref = other.stdout.readline().strip()
-        assert sweeper.sweep_packs(nothing_is_live) == 0
+        assert sweeper.sweep_packs(nothing_in_use) == 0
         assert sweeper.get_payload(ref) == b"theirs"
         other.communicate()
-    assert sweeper.sweep_packs(nothing_is_live) == len(b"theirs")
+    assert sweeper.sweep_packs(nothing_in_use) == len(b"theirs")
     sweeper.close()
 
 
 def test_a_pack_is_kept_for_a_while_after_its_last_write(tmp_path: Path):
     blobs = DirectoryBlobs(tmp_path, pack_bytes=1, grace_s=3600.0)
     ref = blobs.put_payloads([b"not committed yet"])[0]
-    assert blobs.sweep_packs(nothing_is_live) == 0
+    assert blobs.sweep_packs(nothing_in_use) == 0
     assert blobs.get_payload(ref) == b"not committed yet"
     os.utime(packs_in(tmp_path)[0], (0, 0))
-    assert blobs.sweep_packs(nothing_is_live) == len(b"not committed yet")
+    assert blobs.sweep_packs(nothing_in_use) == len(b"not committed yet")
     blobs.close()
 
 
 def test_a_pack_that_stopped_growing_is_closed_by_sweeping(tmp_path: Path):
     blobs = DirectoryBlobs(tmp_path, grace_s=0.0)
     first = blobs.put_payloads([b"idle"])[0]
-    assert blobs.sweep_packs(everything_is_live) == 0
+    assert blobs.sweep_packs(all_in_use) == 0
     second = blobs.put_payloads([b"later"])[0]
     assert first.split(":")[0] != second.split(":")[0]
     blobs.close()
@@ -160,6 +170,68 @@ def test_a_disk_that_refuses_is_an_error_that_leaves_earlier_payloads_alone(tmp_
     again = blobs.put_payloads([b"after"])[0]
     assert (blobs.get_payload(ref), blobs.get_payload(again)) == (b"before", b"after")
     blobs.close()
+
+
+@pytest.mark.parametrize("call", ["write", "fsync"])
+def test_a_full_disk_is_an_error_that_leaves_what_was_there_and_nothing_half(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+):
+    blobs = DirectoryBlobs(tmp_path)
+    ref = blobs.put_payloads([b"before"])[0]
+    blobs.put_object("k", {"a": b"old", "b": b"old"})
+    write = os.write
+
+    def refuse(fd: int, data: bytes = b"") -> int:
+        if data:
+            write(fd, data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(os, call, refuse)
+        for put in (
+            lambda: blobs.put_payloads([b"lost"]),
+            lambda: blobs.put_object("k", {"a": b"new", "b": b"new"}),
+            lambda: blobs.put_object("new", {"a": b"new"}),
+            blobs.check if call == "write" else lambda: blobs.put_payloads([b"lost"]),
+        ):
+            with pytest.raises(Unavailable, match="No space left on device"):
+                put()
+    assert blobs.get_payload(ref) == b"before"
+    assert blobs.get_object("k") == {"a": b"old", "b": b"old"}
+    assert set(blobs.list_objects("")) == {"k"}
+    assert [path.name for path in (tmp_path / "tmp").rglob("*") if path.is_file()] == ["gate"]
+    again = blobs.put_payloads([b"after"])[0]
+    blobs.put_object("k", {"a": b"new"})
+    blobs.check()
+    assert (blobs.get_payload(ref), blobs.get_payload(again)) == (b"before", b"after")
+    assert blobs.get_object("k") == {"a": b"new"}
+    blobs.close()
+
+
+def test_a_limit_of_the_kernel_on_files_is_met_in_the_same_way(tmp_path: Path):
+    script = f"""
+import resource
+from pathlib import Path
+from openrl.errors import Unavailable
+from openrl.store.blobs import DirectoryBlobs
+blobs = DirectoryBlobs(Path({str(tmp_path)!r}))
+ref = blobs.put_payloads([b"before"])[0]
+blobs.put_object("k", {{"a": b"old"}})
+soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+for put in (lambda: blobs.put_payloads([bytes(20_000)]), lambda: blobs.put_object("k", {{"a": bytes(20_000)}})):
+    try:
+        put()
+    except Unavailable as error:
+        print("refused:", error)
+small = blobs.put_payloads([b"small"])[0]
+resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+large = blobs.put_payloads([bytes(20_000)])[0]
+assert [len(blobs.get_payload(each)) for each in (ref, small, large)] == [6, 5, 20_000]
+assert blobs.get_object("k") == {{"a": b"old"}}
+"""
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert len(re.findall("^refused: .*File too large", done.stdout, re.MULTILINE)) == 2
 
 
 # -- objects, in both kinds

@@ -7,6 +7,7 @@ import pytest
 
 from openrl.errors import NotFound
 from openrl.store.base import ApiKeyRow, FinishedRequest, Store
+from openrl.store.identities import OPERATOR
 from openrl.store.ledger import HOUR_S, SessionQuery, StatusQuery, UsageRow
 from tests.store.conftest import NOW
 from tests.store.rows_for_tests import ALICE, BOB, checkpoint, done, request, run, sample, sampler, session
@@ -154,16 +155,18 @@ async def test_the_audit_log_tells_of_checkpoints_and_keys(store: Store):
     await store.delete_checkpoint(ALICE, "r1", "weights", "a")
     with pytest.raises(NotFound):
         await store.delete_checkpoint(ALICE, "r1", "weights", "a")
-    await store.add_api_key(ApiKeyRow("f" * 64, ALICE, "laptop", 7.0))
-    await store.add_api_key(ApiKeyRow("f" * 64, ALICE, "laptop", 8.0))
+    await store.identities.add_api_key(ApiKeyRow("f" * 64, ALICE, "laptop", 7.0), OPERATOR)
+    await store.identities.add_api_key(ApiKeyRow("f" * 64, ALICE, "laptop", 8.0), OPERATOR)
     for _ in range(2):
-        await store.revoke_api_key("f" * 64, 9.0)
+        await store.identities.revoke_api_key(ALICE, "f" * 12, 9.0, OPERATOR)
     assert await events(store) == [
         "api_key_create", "api_key_revoke", "checkpoint_save", "checkpoint_publish", "checkpoint_unpublish",
         "checkpoint_ttl_set", "checkpoint_delete",
     ]  # fmt: skip
     keys = await store.ledger.audit_log(ALICE, "organizations", 0.0, 8.0)
-    assert [entry.details for entry in keys] == [{"key_hash": "f" * 12, "label": "laptop"}]
+    assert [entry.details for entry in keys] == [
+        {"key_hash": "f" * 12, "label": "laptop", "role": "admin", "actor": "operator"}
+    ]
     (saving,) = await store.ledger.audit_log(ALICE, "checkpoints", 0.0, 11.0)
     assert saving.details["tinker_path"] == "tinker://r1/weights/a"
 

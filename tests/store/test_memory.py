@@ -1,21 +1,25 @@
 """`SqlStore` and `MemoryStore` give the same answers to any sequence of calls."""
 
 import asyncio
-import tempfile
-from collections.abc import Awaitable
+import itertools
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, rule
+from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
 from openrl.errors import OpenRLError
-from openrl.store.base import ApiKeyRow, RequestRow, Store, TenantRow
+from openrl.store.base import RequestRow, Store
+from openrl.store.identities import OPERATOR, ROLES, ApiKeyRow, Role, ShareRow, SignIn, TenantRow, UserRow
 from openrl.store.memory import MemoryStore
 from openrl.store.memory_blobs import MemoryBlobs
 from openrl.store.sql import create_store
+from tests.postgres import PostgresServer
+from tests.store.expectations import empty
 from tests.store.rows_for_tests import ALICE, BOB, checkpoint, done, request, run, sample, sampler, session
 
 NOW = 50.0
@@ -37,6 +41,8 @@ def _without_refs(answer: Any) -> Any:
     """References differ in name between stores that take payloads at different moments: only their presence counts."""
     if isinstance(answer, RequestRow):
         return replace(answer, payload_ref=str(bool(answer.payload_ref)))
+    if isinstance(answer, ApiKeyRow):  # uses are noted in the background
+        return replace(answer, last_used_at=None)
     if isinstance(answer, tuple):
         return tuple(_without_refs(part) for part in answer)
     return answer
@@ -45,11 +51,9 @@ def _without_refs(answer: Any) -> Any:
 class TwinStores(RuleBasedStateMachine):
     """Every call goes to both stores; answers and errors must be equal."""
 
-    def __init__(self) -> None:
+    def __init__(self, url: str) -> None:
         super().__init__()
-        self.folder = tempfile.TemporaryDirectory()
         self.runner = asyncio.Runner()
-        url = f"sqlite:///{Path(self.folder.name)}/store.db"
         self.twins: tuple[Store, Store] = (
             MemoryStore(clock=lambda: NOW),
             self.runner.run(create_store(url, MemoryBlobs(), clock=lambda: NOW)),
@@ -62,23 +66,52 @@ class TwinStores(RuleBasedStateMachine):
             for store in self.twins:
                 self.runner.run(store.close())
             self.runner.close()
-            self.folder.cleanup()
 
     def both(self, method: str, *arguments: Any, **options: Any) -> Any:
-        slow, fast = (self.runner.run(answer_of(getattr(store, method)(*arguments, **options))) for store in self.twins)
+        calls = (attrgetter(method)(store)(*arguments, **options) for store in self.twins)
+        slow, fast = (self.runner.run(answer_of(call)) for call in calls)
         assert slow == fast
         return slow
 
     @rule(tenant=tenants, key=small, now=times)
     def keys(self, tenant: str, key: int, now: float) -> None:
-        self.both("create_tenant", TenantRow(tenant, f"{key}", now))
-        self.both("add_api_key", ApiKeyRow(f"h{key}", tenant, "", now))
-        self.both("tenant_of_key", f"h{key}")
+        self.both("identities.create_tenant", TenantRow(tenant, f"{key}", now), OPERATOR)
+        self.both("identities.add_api_key", ApiKeyRow(f"h{key}", tenant, "", now, role="member"), OPERATOR)
+        self.both("identities.identity_of_key", f"h{key}", now)
 
-    @rule(key=small, now=times)
-    def revoke(self, key: int, now: float) -> None:
-        self.both("revoke_api_key", f"h{key}", now)
-        self.both("tenant_of_key", f"h{key}")
+    @rule(tenant=tenants, n=small, role=st.sampled_from(ROLES), key=small, now=times)
+    def users(self, tenant: str, n: int, role: Role, key: int, now: float) -> None:
+        self.both("identities.add_user", UserRow(f"{tenant}{n}", tenant, role, now, email=f"{n}@x"), OPERATOR)
+        key_row = ApiKeyRow(f"u{key}", tenant, "", now, role="reader", user_id=f"{tenant}{n}", expires_at=now + 5.0)
+        self.both("identities.add_api_key", key_row, OPERATOR)
+        self.both("identities.sign_in", SignIn(f"{key}", f"s{n}", role, f"{n}@x", n % 2 == 0), now, may_create=n == 1)
+
+    @rule(tenant=tenants, n=small, role=st.sampled_from(ROLES), is_disabled=st.booleans(), key=small, now=times)
+    def change_user(self, tenant: str, n: int, role: Role, is_disabled: bool, key: int, now: float) -> None:
+        change = {"role": role, "is_disabled": is_disabled}
+        self.both("identities.update_user", tenant, f"{tenant}{n}", now, OPERATOR, **change)
+        self.both("identities.set_tenant_disabled", tenant, n == 0, now, OPERATOR)
+        self.both("identities.identity_of_key", f"u{key}", now)
+        self.both("identities.identity_of_user", tenant, f"{tenant}{n}")
+
+    @rule(tenant=tenants, key=small, new=small, now=times)
+    def rotate(self, tenant: str, key: int, new: int, now: float) -> None:
+        if new != key:
+            self.both("identities.rotate_api_key", tenant, f"h{key}", f"n{now}-{key}", 5.0, now, OPERATOR)
+
+    @rule(tenant=tenants, n=small, name=st.sampled_from("ab"), now=times)
+    def share(self, tenant: str, n: int, name: str, now: float) -> None:
+        row = ShareRow(f"t{n}{name}{now}", tenant, f"r{n}", "weights", name, now, NOW + now)
+        self.both("create_share", row, OPERATOR)
+        self.both("shared_checkpoint", row.token_hash, f"r{n}", "weights", name)
+        self.both("list_shares", tenant, "p")
+        if n == 0:
+            self.both("revoke_share", tenant, row.share_id, now, OPERATOR)
+
+    @rule(tenant=tenants, key=small, now=times)
+    def revoke(self, tenant: str, key: int, now: float) -> None:
+        self.both("identities.revoke_api_key", tenant, f"h{key}", now, OPERATOR)
+        self.both("identities.identity_of_key", f"h{key}", now)
 
     @rule(tenant=tenants, n=small, key=st.none() | st.sampled_from("xy"), at=times)
     def create_session(self, tenant: str, n: int, key: str | None, at: float) -> None:
@@ -101,9 +134,10 @@ class TwinStores(RuleBasedStateMachine):
         if is_closed:
             self.both("close_run", f"r{n}")
 
-    @rule(tenant=tenants, n=small, seq_id=st.integers(1, 5), kind=kinds, at=times)
-    def enqueue(self, tenant: str, n: int, seq_id: int, kind: str, at: float) -> None:
+    @rule(tenant=tenants, n=small, seq_id=st.integers(1, 5), kind=kinds, at=times, read=st.sampled_from(("", "a", "b")))
+    def enqueue(self, tenant: str, n: int, seq_id: int, kind: str, at: float, read: str) -> None:
         row = request(f"r{n}", seq_id, tenant, request_id=f"r{n}-{seq_id}", kind=kind, created_at=at)
+        row = replace(row, object_key=f"checkpoints/{read}" if read else "")
         self.both("enqueue", row, b"payload")
 
     @rule(tenant=tenants, n=small, seq_id=st.integers(1, 5))
@@ -205,7 +239,10 @@ class TwinStores(RuleBasedStateMachine):
         for tenant in (ALICE, BOB):
             for listing in ("list_sessions", "list_runs", "list_checkpoints"):
                 self.both(listing, tenant, 2, 1)
-        for call in ("list_tenants", "list_api_keys", "live_runs"):
+            for listing in ("list_shares", "identities.list_users", "identities.list_api_keys"):
+                self.both(listing, tenant)
+            self.both("ledger.audit_log", tenant, "organizations", 0.0, 100.0)
+        for call in ("identities.list_tenants", "live_runs"):
             self.both(call)
         self.both("doomed_objects")
         self.both("sessions_silent_since", 45.0)
@@ -213,7 +250,27 @@ class TwinStores(RuleBasedStateMachine):
         assert backlogs[0] == backlogs[1]
 
 
-TestTwinStores = TwinStores.TestCase
-TestTwinStores.settings = settings(
+EXAMPLES = settings(
     max_examples=15, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
+
+
+def compare_on(new_database: Callable[[], str]) -> None:
+    class OnDatabase(TwinStores):
+        def __init__(self) -> None:
+            super().__init__(new_database())
+
+    run_state_machine_as_test(OnDatabase, settings=EXAMPLES)
+
+
+def test_a_store_on_sqlite_answers_as_its_twin(tmp_path: Path):
+    numbers = itertools.count()
+    compare_on(lambda: f"sqlite:///{tmp_path}/store{next(numbers)}.db")
+
+
+def test_a_store_on_postgresql_answers_as_its_twin(postgres: PostgresServer, database_url: str):
+    def emptied() -> str:
+        empty(postgres, database_url)
+        return database_url
+
+    compare_on(emptied)

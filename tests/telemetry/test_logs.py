@@ -74,3 +74,27 @@ def test_fields_that_hold_credentials_are_blanked(name: str):
 
 def test_keys_inside_text_are_blanked():
     assert redact(None, "info", {"event": "key tml-AbC_123-x refused"})["event"] == "key tml-*** refused"
+
+
+def test_whatever_looks_like_a_secret_is_blanked_wherever_it_stands():
+    link = f"{'QWxpY2U' * 20}.{'0af3' * 16}"
+    token = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhIn0.c2lnbmF0dXJl"
+    texts = [f"GET /api/v1/archives/{link}", f"token {token}", "postgresql+psycopg://openrl:hunter2@db:5432/openrl"]
+    texts.append("https://s3/bucket/key?X-Amz-Credential=AKIA&X-Amz-Signature=abcdef0123&x=1")
+    secrets = (link, token, "hunter2", "abcdef0123", "AKIA")
+    for stream in (io.StringIO(), Terminal()):
+        configure_logs("server", "debug", stream)
+        for text in texts:
+            get_logger("test").warning("failed", error=ValueError(text), values=[text], exc_info=ValueError(text))
+            logging.getLogger("library").warning("failed: %s", text)
+        assert stream.getvalue().count("db:5432/openrl") >= 3
+        assert not [secret for secret in secrets if secret in stream.getvalue()]
+
+
+def test_libraries_that_log_values_are_quiet_at_the_lowest_level():
+    stream = io.StringIO()
+    configure_logs("server", "debug", stream)
+    logging.getLogger("sqlalchemy.engine.Engine").info("SELECT 'a value'")
+    logging.getLogger("sqlalchemy").warning("a warning")
+    assert "a value" not in stream.getvalue()
+    assert "a warning" in stream.getvalue()

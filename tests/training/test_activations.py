@@ -13,11 +13,11 @@ from openrl.model.base_model import BaseModel, ModelSource, load_base_model
 from openrl.model.batch import Batch
 from openrl.model.lora import AdapterBank, TrainingAdapters
 from openrl.training.activations import ActivationPlan, LayerCosts, layer_costs
+from openrl.training.base import finish_pass
 from tests.model.test_lora import Sums, random_adapter
 from tests.model.tiny_models import FAMILIES, load_tiny, packed, save_tiny_model
 from tests.training.workbench import (
     engine_of,
-    finish,
     request,
     rl_datum,
     run_jobs,
@@ -164,7 +164,7 @@ def test_only_what_cannot_be_done_at_all_fails(tiny_dir: Path, tmp_path: Path, m
     for spec in SPECS:
         engine.open_run(spec, None)
     monkeypatch.setattr(model, "hidden", SmallDevice(model, 50, fails_backward=True).hidden)
-    failed, done = finish(engine.forward_backward(JOBS))
+    failed, done = finish_pass(engine.forward_backward(JOBS))
     assert isinstance(failed, RequestFailed)
     assert str(failed).startswith("datum 2: 62 tokens do not fit into device memory")
     assert not isinstance(done, RequestFailed)

@@ -8,12 +8,12 @@ import torch
 
 from openrl.errors import RequestFailed
 from openrl.model.base_model import BaseModel
+from openrl.model.peft_files import PREFIX
 from openrl.protocol.datum import Datum, LossInput, SparseCsr
 from openrl.protocol.losses import LOSSES
-from openrl.training.base import AdamParams, OptimStep
+from openrl.training.base import AdamParams, OptimStep, finish_pass
 from tests.training.workbench import (
     engine_of,
-    finish,
     request,
     rl_datum,
     run_jobs,
@@ -248,7 +248,7 @@ def test_a_generator_that_is_dropped_half_way_leaves_the_run_as_it_was(model: Ba
     steps.close()
     assert same_state(before, engine.export_run("r"))
     engine.open_run(run_spec("next"), None)
-    (result,) = finish(engine.forward_backward([request("next", sft_datum(1, 9))]))
+    (result,) = finish_pass(engine.forward_backward([request("next", sft_datum(1, 9))]))
     assert not isinstance(result, RequestFailed)
 
 
@@ -271,3 +271,19 @@ def _weighted(datum: Datum, factor: float) -> Datum:
     weights = datum.loss_inputs["weights"]
     assert isinstance(weights, np.ndarray)
     return Datum(datum.tokens, {**datum.loss_inputs, "weights": (weights * factor).astype(np.float32)})
+
+
+def test_a_copied_adapter_is_the_run_as_it_was(model: BaseModel, tmp_path: Path):
+    engine = engine_of(model, tmp_path)
+    engine.open_run(run_spec("r"), None)
+    run_jobs(engine, request("r", sft_datum(1, 12)))
+    step(engine, "r")
+    before = engine.export_run("r").adapter
+    copy = engine.copy_adapter("r")
+    run_jobs(engine, request("r", sft_datum(2, 12)))
+    step(engine, "r")
+    assert same_tensors(copy.to_host().adapter, before)
+    for name, pair in copy.adapter.pairs.items():
+        assert torch.equal(pair.a_RD, before[f"{PREFIX}{name}.lora_A.weight"])
+        assert torch.equal(pair.b_OR, before[f"{PREFIX}{name}.lora_B.weight"])
+    assert not same_tensors(engine.export_run("r").adapter, before)

@@ -12,11 +12,11 @@ from openrl.errors import RequestFailed
 from openrl.model.base_model import BaseModel
 from openrl.protocol.custom_loss import CustomLoss
 from openrl.protocol.datum import Datum, ForwardBackwardInput, LossInput
+from openrl.training.base import finish_pass
 from openrl.training.engine import PackedTrainingEngine
 from tests.training.traced_losses import TOTAL, Returned, call, graph_of, read, traced
 from tests.training.workbench import (
     engine_of,
-    finish,
     request,
     rl_datum,
     run_jobs,
@@ -133,7 +133,7 @@ def test_a_loss_that_fails_names_the_datum_and_touches_nobody(model: BaseModel, 
     data = [sft_datum(seed, length) for seed, length in enumerate(LENGTHS)]
     run_jobs(engine, request("bad", data[0]))
     before = engine.export_run("bad")
-    failed, succeeded = finish(
+    failed, succeeded = finish_pass(
         engine.forward_backward([custom("bad", FAILING[message], *data), request("good", *data)])
     )
     assert isinstance(failed, RequestFailed)
@@ -172,7 +172,7 @@ def test_inputs_may_be_numbers_and_integers_and_of_any_length(model: BaseModel, 
 
 def test_a_rank_that_differs_is_refused_with_both(model: BaseModel, tmp_path: Path):
     engine = opened(model, tmp_path, "r")
-    (failed,) = finish(engine.forward_backward([custom("r", LIKELIHOOD, sft_datum(1, 8, width=2))]))
+    (failed,) = finish_pass(engine.forward_backward([custom("r", LIKELIHOOD, sft_datum(1, 8, width=2))]))
     assert isinstance(failed, RequestFailed)
     assert "rank 1" in str(failed)
     assert failed.category == "user"

@@ -12,12 +12,11 @@ from openrl.errors import RequestFailed
 from openrl.model.base_model import BaseModel
 from openrl.protocol.datum import Datum, ForwardBackwardInput
 from openrl.protocol.runs import RunSpec
-from openrl.training.base import AdamParams, OptimStep, RunState
+from openrl.training.base import AdamParams, OptimStep, RunState, finish_pass
 from openrl.training.engine import JobResult
 from tests.training.workbench import (
     ADAM,
     engine_of,
-    finish,
     request,
     rl_datum,
     run_jobs,
@@ -109,7 +108,7 @@ def test_a_diverged_run_fails_alone(model: BaseModel, tmp_path: Path):
         step(engine, spec.run_id)
     engine.load_weights("b", poisoned(engine.export_run("b")), with_optimizer=True)
     before = engine.export_run("b")
-    results = finish(engine.forward_backward(JOBS))
+    results = finish_pass(engine.forward_backward(JOBS))
     assert isinstance(results[1], RequestFailed)
     assert results[1].category == "server"
     assert str(results[1]) == "datum 0: a log-probability is not finite"
@@ -146,7 +145,7 @@ def test_a_bad_datum_fails_its_request_by_number_and_nobody_else(
     run_jobs(engine, first)
     before = engine.export_run("b")
     spoilt = request("b", rl_datum(3, 20), rl_datum(4, 40), bad, rl_datum(5, 90), loss_fn="ppo")
-    failed, good = finish(engine.forward_backward([spoilt, JOBS[0]]))
+    failed, good = finish_pass(engine.forward_backward([spoilt, JOBS[0]]))
     assert isinstance(failed, RequestFailed)
     assert failed.category == "user"
     assert str(failed).startswith("datum 2: ")
@@ -171,7 +170,7 @@ def test_a_request_that_cannot_start_says_why(
 ):
     engine = engine_of(model, tmp_path)
     engine.open_run(SPECS[0], None)
-    failed, good = finish(engine.forward_backward([job, JOBS[0]]))
+    failed, good = finish_pass(engine.forward_backward([job, JOBS[0]]))
     assert isinstance(failed, RequestFailed)
     assert message in str(failed)
     assert not isinstance(good, RequestFailed)

@@ -10,10 +10,10 @@ from openrl.model.base_model import BaseModel
 from openrl.protocol.datum import Datum, SparseCsr
 from openrl.protocol.losses import LOSSES
 from openrl.protocol.results import ForwardBackwardResult
+from openrl.training.base import finish_pass
 from tests.model.tiny_models import load_tiny, save_tiny_model
 from tests.training.workbench import (
     engine_of,
-    finish,
     request,
     rl_datum,
     run_jobs,
@@ -140,7 +140,7 @@ def test_a_datum_whose_loss_is_not_finite_fails_its_job_by_number(model: BaseMod
         engine.open_run(spec, None)
     data = shared_datums(4, 40, (11, 30, 14), "ppo")
     data[1] = Datum(data[1].tokens, {**data[1].loss_inputs, "logprobs": np.full(70, -1e5, np.float32)})
-    failed, good = finish(engine.forward_backward([request("b", *data, loss_fn="ppo"), JOBS[0]]))
+    failed, good = finish_pass(engine.forward_backward([request("b", *data, loss_fn="ppo"), JOBS[0]]))
     assert isinstance(failed, RequestFailed)
     assert str(failed) == "datum 1: the loss is not finite"
     assert not engine.export_run("b").gradients

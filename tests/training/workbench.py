@@ -1,6 +1,6 @@
 """Runs, datums and an engine to try things on."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ from openrl.model.base_model import BaseModel
 from openrl.protocol.datum import Datum, ForwardBackwardInput
 from openrl.protocol.results import ForwardBackwardResult
 from openrl.protocol.runs import OptimizerFamily, RunSpec
-from openrl.training.base import AdamParams, OptimizerParams, OptimStep, RunState
-from openrl.training.engine import JobResult, PackedTrainingEngine, create_training_engine
+from openrl.training.base import AdamParams, OptimizerParams, OptimStep, RunState, finish_pass
+from openrl.training.engine import PackedTrainingEngine, create_training_engine
 
 VOCAB = 515
 ADAM = AdamParams(learning_rate=1e-2)
@@ -91,18 +91,9 @@ def request(
     return ForwardBackwardInput(run_id, 1, data, loss_fn, settings, forward_only)
 
 
-def finish(steps: Generator[int, None, list[JobResult]]) -> list[JobResult]:
-    """Run a forward_backward generator to its end."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as stop:
-            return stop.value
-
-
 def run_jobs(engine: PackedTrainingEngine, *jobs: ForwardBackwardInput) -> list[ForwardBackwardResult]:
     """Results of jobs that must all succeed."""
-    results = finish(engine.forward_backward(jobs))
+    results = finish_pass(engine.forward_backward(jobs))
     for result in results:
         assert not isinstance(result, RequestFailed), str(result)
     return [result for result in results if isinstance(result, ForwardBackwardResult)]

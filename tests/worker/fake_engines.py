@@ -9,10 +9,11 @@ import torch
 from openrl.catalog import BaseModelInfo
 from openrl.config import Config
 from openrl.errors import InvalidRequest, NotFound, RequestFailed
+from openrl.model.adapter import AdapterWeights, LoraPair
 from openrl.protocol.datum import DenseArray, ForwardBackwardInput
 from openrl.protocol.results import ForwardBackwardResult, SampledSequence, SampleResult
 from openrl.protocol.runs import RunSpec
-from openrl.sampling.base import FinishedSample, SampleJob, SamplingStats
+from openrl.sampling.base import FinishedSample, HasNews, SampleJob, SamplingStats, no_news
 from openrl.store.base import Blobs
 from openrl.training.base import OptimStep, RunState
 from openrl.worker.engines import Engines, EngineTable
@@ -20,6 +21,17 @@ from openrl.worker.engines import Engines, EngineTable
 BASE_MODEL = "tiny"
 A_NAME = "base_model.model.layers.0.q_proj.lora_A.weight"
 B_NAME = "base_model.model.layers.0.q_proj.lora_B.weight"
+
+
+class FakeCopy:
+    """A run's number, as a pair of factors."""
+
+    def __init__(self, named: dict[str, torch.Tensor]) -> None:
+        self._named = named
+        self.adapter = AdapterWeights(4, {"layers.0.q_proj": LoraPair(named[A_NAME], named[B_NAME])})
+
+    def to_host(self) -> RunState:
+        return RunState(self._named, {}, {})
 
 
 class FakeTrainingEngine:
@@ -49,6 +61,9 @@ class FakeTrainingEngine:
             optimizer={"num_steps": torch.tensor(3)},
             gradients={"g": torch.tensor(self.gradients[run_id])},
         )
+
+    def copy_adapter(self, run_id: str) -> "FakeCopy":
+        return FakeCopy(self.export_run(run_id).adapter)
 
     def load_weights(self, run_id: str, state: RunState, with_optimizer: bool) -> None:
         self.weights[run_id] = float(state.adapter[A_NAME][0, 0])
@@ -112,7 +127,8 @@ class FakeSamplingEngine:
     def has_work(self) -> bool:
         return bool(self.jobs)
 
-    def step(self) -> Sequence[FinishedSample]:
+    def step(self, has_news: HasNews = no_news) -> Sequence[FinishedSample]:
+        del has_news
         self.trace.append("sample")
         finished: list[FinishedSample] = []
         for request_id, (job, num_tokens) in list(self.jobs.items()):
@@ -123,6 +139,9 @@ class FakeSamplingEngine:
                 del self.jobs[request_id]
                 finished.append(FinishedSample(request_id, _result(job, num_tokens + 1), num_tokens + 1))
         return finished
+
+    def on_news(self, wake: Callable[[], None]) -> None:
+        pass
 
     def rest(self) -> None:
         self.trace.append("rest")

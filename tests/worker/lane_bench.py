@@ -7,12 +7,14 @@ from pathlib import Path
 from openrl.errors import RequestFailed
 from openrl.protocol.datum import ForwardBackwardInput
 from openrl.protocol.results import ForwardBackwardResult
+from openrl.telemetry.metrics import create_worker_metrics
 from openrl.training.base import OptimStep
 from openrl.worker.open_runs import OpenRuns
 from openrl.worker.payloads import PayloadReader
 from openrl.worker.run_files import RunFiles
 from openrl.worker.training_lane import TrainingLane
 from openrl.worker.training_turns import TrainingTurns
+from openrl.worker.work_watch import WorkWatch
 from tests.worker.fake_engines import FakeTrainingEngine
 from tests.worker.rig import Rig
 
@@ -79,7 +81,7 @@ def create_bench(root: Path) -> Bench:
     rig.training = engine
     engines = rig.engines(max_pass_tokens=8192)
     payloads, runs = PayloadReader(rig.blobs), OpenRuns(engines)
-    files = RunFiles(rig.blobs, payloads, runs, lambda: 0.0)
+    files = RunFiles(rig.blobs, payloads, runs, lambda: 0.0, lambda: "0")
     deliverers = rig.deliverers
     lane = TrainingLane(
         runs,
@@ -90,5 +92,6 @@ def create_bench(root: Path) -> Bench:
         rig.reports.append,
         lambda: clock.now,
         TrainingTurns(),
+        WorkWatch(create_worker_metrics()),
     )
     return Bench(rig, clock, engine, lane)

@@ -2,6 +2,8 @@
 
 import json
 import queue
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from openrl.store.blobs import DirectoryBlobs
 from openrl.worker.engines import Engines, EngineTable
 from openrl.worker.machine import create_deliverers, create_executor
 from openrl.worker.timeshare import TimeShare
+from openrl.worker.work_watch import WorkWatch
 from tests.worker.fake_engines import BASE_MODEL, FakeSamplingEngine, FakeTrainingEngine
 
 RUN_ID = "s1:train:0"
@@ -23,13 +26,20 @@ RUN_ID = "s1:train:0"
 class Rig:
     """Work is done in `run`, in this thread, once; `restarted` gives the next worker over the same files."""
 
-    def __init__(self, root: Path | DirectoryBlobs, idle_s: float = 20.0) -> None:
+    def __init__(
+        self,
+        root: Path | DirectoryBlobs,
+        idle_s: float = 20.0,
+        attempt: str = "first",
+        clock: Callable[[], float] = time.perf_counter,
+        watch: WorkWatch | None = None,
+    ) -> None:
         self.trace: list[str] = []
         self.blobs = root if isinstance(root, DirectoryBlobs) else DirectoryBlobs(root)
         self.training = FakeTrainingEngine(self.trace)
         self.sampling = FakeSamplingEngine(self.trace)
         self.reports: list[Report] = []
-        self.inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        self.inbox: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self.deliverers = create_deliverers(self.blobs, self.reports.append, sleep=lambda _: None)
         share = TimeShare(max_training_lag_s=0.0)  # engines that take no time would never be late
         self.executor = create_executor(
@@ -38,9 +48,12 @@ class Rig:
             self.inbox,
             self.deliverers,
             self.reports.append,
+            clock,
             wall_clock=lambda: 1000.0,
+            new_attempt=lambda: attempt,
             share=share,
             idle_s=idle_s,
+            watch=watch,
         )
 
     def engines(self, max_pass_tokens: int = 512) -> EngineTable:
@@ -48,7 +61,7 @@ class Rig:
         return {BASE_MODEL: Engines(info, self.training, self.sampling, max_pass_tokens, 32)}
 
     def restarted(self) -> "Rig":
-        return Rig(self.blobs)
+        return Rig(self.blobs, attempt="second")
 
     def run(self, *commands: Command) -> list[Report]:
         """Do all of it, then stop; the reports in the order they came."""

@@ -1,3 +1,4 @@
+import itertools
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -20,12 +21,22 @@ from openrl.rpc.messages import (
     Shutdown,
     SnapshotRun,
 )
+from openrl.sampling.base import FinishedSample, HasNews
 from tests.worker.rig import RUN_ID, Rig, execute, open_run, run_spec
 
 
 @pytest.fixture
 def rig(tmp_path: Path) -> Iterator[Rig]:
     rig = Rig(tmp_path)
+    yield rig
+    rig.blobs.close()
+
+
+@pytest.fixture
+def timed_rig(tmp_path: Path) -> Iterator[Rig]:
+    """Whoever looks at its clock finds that a millisecond has passed."""
+    looks = itertools.count()
+    rig = Rig(tmp_path, clock=lambda: next(looks) / 1000)
     yield rig
     rig.blobs.close()
 
@@ -128,22 +139,24 @@ def test_a_snapshot_restores_the_run_with_its_gradients_and_names_its_last_reque
     ]
     reports = rig.run(*commands, SnapshotRun(RUN_ID), CloseRun(RUN_ID))
     [snapshot] = [report for report in reports if isinstance(report, RunSnapshotted)]
-    assert (snapshot.run_id, snapshot.seq_id, snapshot.key) == (RUN_ID, 3, f"snapshots/{RUN_ID}/3")
+    assert (snapshot.run_id, snapshot.seq_id, snapshot.key) == (RUN_ID, 3, f"snapshots/{RUN_ID}/3/first")
     other = rig.restarted()
     other.run(OpenRun(run_spec(), snapshot.key, 3), SnapshotRun(RUN_ID))
     assert (other.training.weights[RUN_ID], other.training.gradients[RUN_ID]) == (-1.0, 2.0)
     assert [report.seq_id for report in other.reports if isinstance(report, RunSnapshotted)] == [3]
 
 
-def test_device_time_is_shared_out_by_tokens(rig: Rig):
+def test_device_time_is_shared_out_by_tokens(timed_rig: Rig):
+    rig = timed_rig
     small, large = rig.forward_backward(1, length=2), rig.forward_backward(2, length=6)
     first, second = done(rig.run(open_run(), execute(small, large)))[0].outcomes
     assert (first.num_tokens, second.num_tokens) == (4, 12)
     assert second.busy_s == pytest.approx(3 * first.busy_s)
-    assert 0 < first.busy_s + second.busy_s <= rig.executor.stats.busy_train_s
+    assert first.busy_s + second.busy_s == pytest.approx(rig.executor.stats().busy_train_s)
 
 
-def test_samples_and_training_take_turns(rig: Rig):
+def test_samples_and_training_take_turns(timed_rig: Rig):
+    rig = timed_rig
     samples = [rig.sample(f"r{i}", [1, 2], max_tokens=20) for i in range(3)]
     rig.run(open_run(), execute(rig.forward_backward(1, num_datums=20)), *samples)
     first_train, last_train = rig.trace.index("train"), len(rig.trace) - 1 - rig.trace[::-1].index("train")
@@ -157,7 +170,7 @@ def test_a_sample_gets_its_result_and_its_share_of_device_time(rig: Rig):
     assert [np.frombuffer(each.tokens, np.int32).tolist() for each in response.sequences] == [[7] * 4, [7] * 4]
     assert outcomes["a"].busy_s > outcomes["b"].busy_s > 0
     total = outcomes["a"].busy_s + outcomes["b"].busy_s
-    assert total == pytest.approx(rig.executor.stats.busy_sample_s)
+    assert total == pytest.approx(rig.executor.stats().busy_sample_s)
 
 
 def test_a_sample_that_cannot_be_added_fails_alone(rig: Rig):
@@ -183,8 +196,8 @@ def test_a_cancelled_sample_reports_nothing_and_leaves_the_engine(rig: Rig):
 
 def test_stats_tell_what_is_resident(rig: Rig):
     rig.run(open_run(), open_run("s2:train:0"))
-    assert rig.executor.stats.resident_runs == 2
-    assert rig.executor.stats.kv_blocks_total == 100
+    assert rig.executor.stats().resident_runs == 2
+    assert rig.executor.stats().kv_blocks_total == 100
 
 
 def test_a_worker_without_work_rests_once_and_works_on(tmp_path: Path):
@@ -198,3 +211,18 @@ def test_a_worker_without_work_rests_once_and_works_on(tmp_path: Path):
     rig.inbox.put(Shutdown())
     thread.join(10.0)
     assert rig.training.gradients[RUN_ID] == 2.0
+
+
+def test_a_sampling_step_hears_of_what_arrives_meanwhile(rig: Rig, monkeypatch: pytest.MonkeyPatch):
+    heard: list[bool] = []
+    step = rig.sampling.step
+
+    def listening(has_news: HasNews) -> Sequence[FinishedSample]:
+        heard.append(has_news())
+        rig.inbox.put(Cancel("nobody"))
+        heard.append(has_news())
+        return step(has_news)
+
+    monkeypatch.setattr(rig.sampling, "step", listening)
+    assert sampled(rig.run(rig.sample("a", [1, 2], max_tokens=2)))["a"].result_ref
+    assert heard == [False, True] * 2

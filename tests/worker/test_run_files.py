@@ -5,7 +5,8 @@ from pathlib import Path
 import pyrage
 import pytest
 
-from openrl.rpc.messages import Command, ExecuteDone, Outcome, Report
+from openrl.errors import Unavailable
+from openrl.rpc.messages import Command, ExecuteDone, Outcome, Report, RunSnapshotted, SnapshotRun
 from tests.worker.rig import RUN_ID, Rig, execute, open_run, run_spec
 
 
@@ -62,7 +63,7 @@ def test_an_unnamed_sampler_save_names_the_sampling_session(rig: Rig):
 
 def test_a_checkpoint_is_loaded_into_another_run(rig: Rig):
     other = "s1:train:1"
-    key = f"checkpoints/{RUN_ID}/weights/final/save_weights-3"
+    key = f"checkpoints/{RUN_ID}/weights/final/save_weights-3-first"
     load = rig.item(
         "load_weights", {"key": key, "optimizer": True, "path": "tinker://x/weights/final"}, 0, run_id=other
     )
@@ -74,7 +75,7 @@ def test_a_checkpoint_is_loaded_into_another_run(rig: Rig):
 
 def test_a_load_that_does_not_fit_fails_with_both_values(rig: Rig):
     rig.run(*trained(rig), save(rig, "save_weights_for_sampler", path="v1"))
-    key = f"checkpoints/{RUN_ID}/sampler_weights/v1/save_weights_for_sampler-3"
+    key = f"checkpoints/{RUN_ID}/sampler_weights/v1/save_weights_for_sampler-3-first"
     with_optimizer = rig.item("load_weights", {"key": key, "optimizer": True, "path": "p"}, 5, request_id="opt")
     other_rank = rig.item(
         "load_weights", {"key": key, "optimizer": False, "path": "p"}, 5, request_id="rank", run_id="r8"
@@ -136,3 +137,57 @@ def test_only_a_save_that_says_so_may_replace_another(rig: Rig, overwrite: bool,
     saved = outcomes["save_weights-3"].checkpoint
     assert saved is not None
     assert saved.may_replace == may_replace
+
+
+def test_a_worker_that_was_given_up_writes_over_nothing_that_another_has_written_since(rig: Rig):
+    again = rig.restarted()
+
+    def work(each: Rig, rate: float) -> list[str]:
+        reports = each.run(
+            open_run(),
+            execute(each.forward_backward(0), work_id=1),
+            execute(each.optim_step(1, rate=rate), work_id=2),
+            save(each, "save_weights", 2, path="final"),
+            SnapshotRun(RUN_ID),
+        )
+        saved = [report.outcomes[0].checkpoint for report in reports if isinstance(report, ExecuteDone)]
+        keys = [each.key for each in saved if each is not None]
+        return keys + [report.key for report in reports if isinstance(report, RunSnapshotted)]
+
+    acknowledged = work(rig, rate=0.5)
+    before = {key: rig.blobs.get_object(key) for key in acknowledged}
+    late = work(again, rate=0.25)
+    assert len(late) == len(acknowledged) == 2
+    assert {key: rig.blobs.get_object(key) for key in acknowledged} == before
+    assert set(late).isdisjoint(acknowledged)
+
+
+@pytest.mark.parametrize("file", ["adapter_model.safetensors", "optimizer.safetensors", "openrl.json"])
+@pytest.mark.parametrize("damage", [b"", b"\xff" * 40, b"\x02\0\0\0\0\0\0\0{}", b"[" * 5000, None])
+def test_a_checkpoint_with_a_damaged_file_fails_its_load_alone(rig: Rig, file: str, damage: bytes | None):
+    command = save(rig, "save_weights", path="final")
+    saved = outcomes_of(rig.run(*trained(rig), command))["save_weights-3"].checkpoint
+    assert saved is not None
+    files = {name: content for name, content in rig.blobs.get_object(saved.key).items() if name != file}
+    rig.blobs.put_object(saved.key, files if damage is None else {**files, file: damage})
+    load = rig.item("load_weights", {"key": saved.key, "optimizer": True, "path": "tinker://x/weights/final"}, 4)
+    outcome = outcomes_of(rig.run(execute(load, work_id=4), execute(rig.forward_backward(5), work_id=5)))
+    assert outcome["load_weights-4"].error
+    assert "/" not in outcome["load_weights-4"].error
+    assert outcome["forward_backward-5"].error == ""
+
+
+@pytest.mark.parametrize("num_failures", [5, 100])
+def test_a_save_waits_for_room_on_the_disk_for_a_while(rig: Rig, monkeypatch: pytest.MonkeyPatch, num_failures: int):
+    put, failures = rig.blobs.put_object, iter(range(num_failures))
+
+    def put_object(key: str, files: dict[str, bytes]) -> int:
+        if next(failures, None) is not None:
+            raise Unavailable("cannot write: no space left on device")
+        return put(key, files)
+
+    monkeypatch.setattr(rig.blobs, "put_object", put_object)
+    outcome = outcomes_of(rig.run(*trained(rig), save(rig, "save_weights", path="final")))["save_weights-3"]
+    expected = ("", "unknown") if num_failures == 5 else ("cannot write: no space left on device", "server")
+    assert (outcome.error, outcome.category) == expected
+    assert (outcome.checkpoint is None) == (num_failures == 100)

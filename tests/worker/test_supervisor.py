@@ -10,8 +10,8 @@ from typing import TypeVar
 import pytest
 
 from openrl.config import Config, ModelConfig
-from openrl.errors import Unavailable, WorkerLost
-from openrl.rpc.messages import ExecuteDone, SampleDone, WorkerReady, WorkerStats
+from openrl.errors import InvalidRequest, WorkerLost
+from openrl.rpc.messages import ExecuteDone, SampleDone, Shutdown, WorkerDraining, WorkerReady, WorkerStats
 from openrl.rpc.transport import Connection, serve_workers
 from openrl.worker.settings import WorkerSettings
 from openrl.worker.supervisor import Supervisor
@@ -54,9 +54,9 @@ class FakeScheduler:
             try:
                 yield running
             finally:
+                done.set()
                 running.cancel()
                 await asyncio.wait([running])
-                done.set()
 
 
 async def report(connection: Connection, kind: type[ReportT]) -> ReportT:
@@ -78,7 +78,7 @@ async def test_a_worker_joins_works_sends_heartbeats_and_shows_its_secret_to_nob
     async with scheduler.serving(supervisor):
         connection = await scheduler.connections.get()
         ready = await connection.receive()
-        assert ready == WorkerReady("w0", ("tiny",), 512, 32)
+        assert ready == WorkerReady("w0", ("tiny",), 512, 32, knows_draining=True)
         for command in (open_run(), execute(rig.forward_backward(1)), rig.sample("a", [1])):
             await connection.send(command)
         finished: list[ExecuteDone | SampleDone] = []
@@ -125,8 +125,14 @@ async def test_sigterm_finishes_and_reports_what_is_in_hand(scheduler: FakeSched
         numbers: list[int] = []
         with contextlib.suppress(WorkerLost):
             while True:
-                numbers.append((await report(connection, ExecuteDone)).work_id)
-    assert numbers == list(range(2, len(numbers) + 2))
+                match await connection.receive():
+                    case ExecuteDone(work_id):
+                        numbers.append(work_id)
+                    case WorkerDraining():
+                        await connection.send(Shutdown())
+                    case _:
+                        pass
+    assert numbers == list(range(2, 200))
     rig.blobs.close()
 
 
@@ -148,5 +154,5 @@ async def test_a_worker_that_cannot_start_says_why_and_is_not_started_again(sche
     config = scheduler.config.model_copy(update={"models": (ModelConfig(name="tiny", path=tmp_path),)})
     supervisor = Supervisor(scheduler.settings(config=config), COMMAND)
     async with scheduler.serving(supervisor) as running:
-        with pytest.raises(Unavailable, match=r"worker w0 cannot start: model 'tiny': .* is not a Hugging Face"):
+        with pytest.raises(InvalidRequest, match=r"worker w0 cannot start: model 'tiny': .* is not a Hugging Face"):
             await running

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openrl.rpc.messages import CloseRun, ExecuteDone, RunSnapshotted, SnapshotRun
+from openrl.worker.training_turns import divide_exactly
 from tests.worker.lane_bench import Bench, create_bench
 from tests.worker.rig import execute, open_run
 
@@ -123,6 +124,24 @@ def test_device_time_is_that_of_ones_own_turns(bench: Bench):
     assert busy_s == {1: pytest.approx(LARGE * 50e-6), 2: pytest.approx(0.1)}
 
 
+def test_a_pass_under_way_is_not_overtaken_by_tenant_after_tenant(bench: Bench):
+    """With the whole credit for each, their second passes went before the rest of it too."""
+    lights = [f"light{i}:train:0" for i in range(20)]
+    for i, run_id in enumerate(lights):
+        bench.lane.push(open_run(run_id))
+        push_pass(bench, 0, run_id, 10 * i + 1000, 100)
+    bench.drain(1.0)
+    push_pass(bench, 1, OTHER, 1, LARGE)
+    bench.engine.sizes.clear()
+    while sum(bench.engine.sizes) < LARGE - 8192:
+        bench.lane.advance()
+    for i, run_id in enumerate(lights):
+        for seq_id in (1, 2, 3):
+            push_pass(bench, seq_id, run_id, 10 * i + seq_id + 1, 8000)
+    bench.drain(float("inf"))
+    assert done(bench).index(1) - len(lights) <= 30
+
+
 COMMANDS = st.tuples(
     st.sampled_from([FLOOD, OTHER, LIGHT, "third:train:0", "fourth:train:0"]),
     st.sampled_from(["pass", "bad pass", "step", "snapshot"]),
@@ -160,3 +179,11 @@ def test_every_command_ends_once_and_every_run_keeps_its_order(commands: list[tu
         assert sorted(ended) == sorted(seq_id for numbers in order.values() for seq_id in numbers)
         for numbers in order.values():
             assert [seq_id for seq_id in ended if seq_id in numbers] == numbers
+
+
+@given(seconds=st.floats(0, 1e4), tokens=st.lists(st.integers(0, 10**6), min_size=1, max_size=40))
+def test_the_parts_of_a_pass_add_up_to_its_device_time(seconds: float, tokens: list[int]):
+    parts = divide_exactly(seconds, tokens)
+    assert sum(round(part * 1e6) for part in parts) == round(seconds * 1e6)
+    weights = tokens if any(tokens) else [1] * len(tokens)
+    assert all(abs(part - seconds * w / sum(weights)) < 2e-6 for part, w in zip(parts, weights, strict=True))

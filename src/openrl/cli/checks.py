@@ -18,6 +18,7 @@ from openrl.catalog import Catalog
 from openrl.cli.data_dir import DataDir
 from openrl.config import Config, ModelConfig
 from openrl.errors import OpenRLError
+from openrl.store.engines import probe
 
 _GIB = 2**30
 _MIN_DISK_BYTES = 5 * _GIB
@@ -53,6 +54,8 @@ def run_checks(config: Config) -> Iterator[Finding]:
     yield check_torch(config.worker.device)
     yield check_memory()
     yield from check_data_dir(config.data_dir)
+    if config.store.url:
+        yield check_database(config.store.url)
     yield check_port(config.gateway.host, config.gateway.port)
     yield from check_models(config.models)
     yield check_key_file(DataDir(config.data_dir).key_file)
@@ -97,6 +100,14 @@ def check_data_dir(data_dir: Path) -> Iterator[Finding]:
     seconds = measure_fsync(place)
     speed = "" if seconds <= _SLOW_FSYNC_S else "every request waits for this: put --data-dir on a local SSD"
     yield Finding("fsync", f"{seconds * 1000:.1f} ms", speed)
+
+
+def check_database(url: str) -> Finding:
+    """Whether the database that `store.url` names answers."""
+    try:
+        return Finding("database", probe(url))
+    except OpenRLError as error:
+        return Finding("database", str(error), "start it, or correct store.url (postgresql://USER@HOST/DATABASE)")
 
 
 def measure_fsync(directory: Path, clock: Callable[[], float] = time.perf_counter) -> float:

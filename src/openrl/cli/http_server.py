@@ -1,17 +1,23 @@
 """Serves an ASGI app on a socket of ours, without taking over the process's signals."""
 
 import contextlib
+import resource
 import socket
 from collections.abc import Generator
 from typing import Any
 
 import uvicorn
 
+from openrl.config import GatewayConfig
 from openrl.errors import Unavailable
+from openrl.gateway.connection import WINDOW_S, guarded_protocol
+from openrl.gateway.secure_headers import SECURE_HEADERS
 
 _BACKLOG = 4096
 _KEEP_ALIVE_S = 75
 _GRACE_S = 3
+_OTHER_FILES = 512
+"""That a process opens beside its connections."""
 
 
 class HttpServer(uvicorn.Server):
@@ -23,11 +29,16 @@ class HttpServer(uvicorn.Server):
         yield
 
 
-def create_http_server(app: Any) -> HttpServer:
-    """A server for the app; `serve(sockets=[...])` runs until `should_exit` is set, then for 3 s at most."""
+def create_http_server(app: Any, bounds: GatewayConfig, window_s: float = WINDOW_S) -> HttpServer:
+    """A server for the app; `serve(sockets=[...])` runs until `should_exit` is set, then for 3 s at most.
+
+    `window_s`: over how long the rates of clients are measured.
+    """
+    _allow_files(bounds.max_connections + _OTHER_FILES)
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=guarded_protocol(bounds, window_s),
+        headers=[(name.decode(), value.decode()) for name, value in SECURE_HEADERS],
         ws="none",
         lifespan="off",
         log_config=None,
@@ -38,6 +49,14 @@ def create_http_server(app: Any) -> HttpServer:
         timeout_graceful_shutdown=_GRACE_S,
     )
     return HttpServer(config)
+
+
+def _allow_files(number: int) -> None:
+    """Raise this process's limit of open files, as far as it may: a connection that cannot be accepted waits."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = number if hard == resource.RLIM_INFINITY else min(number, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -6,12 +6,20 @@ import typer
 from pydantic import ValidationError
 
 import openrl
+from openrl.cli.admin import admin_app
+from openrl.cli.cluster import cluster_app
 from openrl.cli.doctor import doctor
+from openrl.cli.gateway import gateway
 from openrl.cli.keys import keys_app
+from openrl.cli.migrate import migrate
 from openrl.cli.models import models_app
 from openrl.cli.projects import projects
+from openrl.cli.research import research_app
 from openrl.cli.runs import runs
+from openrl.cli.scheduler import scheduler
 from openrl.cli.serve import serve
+from openrl.cli.up import up
+from openrl.cli.worker import worker
 from openrl.errors import OpenRLError
 
 app = typer.Typer(
@@ -22,11 +30,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(serve)
+app.command()(gateway)
+app.command()(scheduler)
+app.command()(worker)
+app.command()(migrate)
+app.command()(up)
 app.command()(runs)
 app.command()(projects)
 app.command()(doctor)
+app.add_typer(admin_app, name="admin")
+app.add_typer(cluster_app, name="cluster")
 app.add_typer(keys_app, name="keys")
 app.add_typer(models_app, name="models")
+app.add_typer(research_app, name="research")
 
 
 @app.command()

@@ -1,8 +1,9 @@
-"""Finds the directory that `--model NAME[=DIR]` means."""
+"""Finds the directories that `--model NAME[=DIR]` means."""
 
 from pathlib import Path
 
-from openrl.config import ModelConfig
+from openrl.cli.data_dir import DataDir
+from openrl.config import Config, ModelConfig
 from openrl.errors import InvalidRequest
 from openrl.model.downloads import DEFAULT_MODELS_DIR
 
@@ -33,3 +34,16 @@ def _named(text: str, model_dirs: tuple[Path, ...]) -> list[tuple[str, Path]]:
     itself = Path(text).expanduser()
     below = [(text, directory.expanduser() / text) for directory in model_dirs]
     return [(itself.resolve().name, itself), *below]
+
+
+def with_models(config: Config, models: list[str]) -> Config:
+    """The configuration with these models, or its own where none are given; raises InvalidRequest without any."""
+    dirs = (DataDir(config.data_dir).models, DEFAULT_MODELS_DIR)
+    found = tuple(find_model(each, dirs) for each in models) or config.models
+    if not found:
+        raise InvalidRequest("no model to serve: give --model NAME=DIRECTORY (see also: openrl models list)")
+    names = [each.name for each in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise InvalidRequest(f"model {name!r} is given {names.count(name)} times; names must differ")
+    return config.model_copy(update={"models": found, "data_dir": config.data_dir.absolute()})

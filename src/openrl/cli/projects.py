@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from openrl.cli.credentials import find_tenant
+from openrl.cli.credentials import wanted_tenants
 from openrl.cli.data_dir import open_store
 from openrl.cli.options import ConfigFile, DataDirOption, JsonOption, print_json
 from openrl.cli.tables import print_table
@@ -32,7 +32,7 @@ def projects(
 
 async def _list(config: Config, tenant_name: str | None) -> list[dict[str, str | int]]:
     async with open_store(config) as (store, _):
-        tenants = await store.list_tenants() if tenant_name is None else (await find_tenant(store, tenant_name),)
+        tenants = await wanted_tenants(store, tenant_name)
         return [
             _row(project, tenant.name)
             for tenant in tenants

@@ -2,40 +2,74 @@
 
 import asyncio
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from openrl.errors import InvalidRequest, NotFound, Unauthorized
-from openrl.gateway.auth import tenant_of
-from openrl.gateway.context import Call
+from openrl.gateway.auth import hash_key, identity_of
+from openrl.gateway.context import NOBODY, Call, Gateway
+from openrl.gateway.download_links import DownloadGrant
 from openrl.protocol.paths import CheckpointPath, parse_checkpoint_path
+from openrl.protocol.runs import CheckpointKind
 from openrl.protocol.wire import AdapterManifest
 from openrl.store.base import CheckpointRow
 
 MANIFEST_FILE = "openrl.json"
+SHARE_PREFIX = "share-"
+_TOKEN_HEADER = "x-tinker-weights-access-token"  # noqa: S105 a name
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A checkpoint, and whom a link to it must be good for: a tenant, or a share."""
+
+    row: CheckpointRow
+    tenant_id: str
+    share: str = ""
 
 
 async def find_checkpoint(call: Call, path: str, access_token: str | None = None) -> CheckpointRow:
     """The tenant's own, a public one, or one that the owner of a weights access token can read. Raises NotFound.
 
-    The token comes in the body (`access_token`) or in a header.
+    The token comes in the body (`access_token`) or in a header. It is that of a share, or another credential.
     """
-    address = parse_checkpoint_path(path)
-    token = access_token or call.request.headers.get("x-tinker-weights-access-token")
-    readers = [call.tenant_id] if token is None else [await _reader_of(call, token), call.tenant_id]
-    for reader in readers:
+    return (await look_up(call, parse_checkpoint_path(path), access_token)).row
+
+
+async def look_up(call: Call, at: CheckpointPath, access_token: str | None = None) -> Found:
+    """The same, with whom it was found for."""
+    token = access_token or call.request.headers.get(_TOKEN_HEADER)
+    if token is not None:
         with suppress(NotFound):
-            return await call.gateway.store.get_checkpoint(reader, address.run_id, address.kind, address.name)
-    raise NotFound.of("checkpoint", str(address))
+            return await _look_up_with(call, at, token)
+    row = await call.gateway.store.get_checkpoint(call.tenant_id, at.run_id, at.kind, at.name)
+    return Found(row, call.tenant_id)
 
 
-async def _reader_of(call: Call, token: str) -> str:
-    """The tenant of the token; raises Unauthorized that tells it from the caller's own key."""
+async def granted(gateway: Gateway, grant: DownloadGrant, kind: CheckpointKind) -> CheckpointRow:
+    """The checkpoint of a link; raises NotFound also when it may be read no longer."""
+    if not grant.share:
+        return await gateway.store.get_checkpoint(grant.tenant_id, grant.run_id, kind, grant.name)
     try:
-        return await tenant_of(token, call.gateway)
+        return await gateway.store.shared_checkpoint(grant.share, grant.run_id, kind, grant.name)
+    except Unauthorized:
+        raise NotFound("this download link is no longer valid: its share is over") from None
+
+
+async def _look_up_with(call: Call, at: CheckpointPath, token: str) -> Found:
+    """What the token can read; raises Unauthorized that tells it from the caller's own key."""
+    try:
+        if token.startswith(SHARE_PREFIX):
+            share = hash_key(token)
+            shared = await call.gateway.store.shared_checkpoint(share, at.run_id, at.kind, at.name)
+            return Found(shared, "", share)
+        reader = await identity_of(token, call.view(NOBODY))
     except Unauthorized as error:
         raise Unauthorized(f"the weights access token is refused: {error}") from None
+    row = await call.view(reader).store.get_checkpoint(reader.tenant_id, at.run_id, at.kind, at.name)
+    return Found(row, reader.tenant_id)
 
 
 async def check_name_is_free(call: Call, path: CheckpointPath) -> None:

@@ -20,6 +20,8 @@ class DownloadGrant:
     name: str
     expires_at: float
     file: str = ""  # one file of external weights; empty: the whole as an archive
+    share: str = ""  # hash of the token that it was made with, in the place of a tenant
+    version: str = ""  # of the files, which no others under the same name have
 
 
 def sign_grant(grant: DownloadGrant, key: bytes) -> str:
@@ -38,6 +40,17 @@ def open_grant(token: str, key: bytes, now: float) -> DownloadGrant:
         expired_at = datetime.fromtimestamp(grant.expires_at, UTC).isoformat(timespec="seconds")
         raise NotFound(f"this download link expired at {expired_at}; ask for a new one", "expired", value=expired_at)
     return grant
+
+
+def version_of(key: str) -> str:
+    """What a grant says of the files under an object key."""
+    return hashlib.sha256(key.encode()).hexdigest()[:16]
+
+
+def check_version(grant: DownloadGrant, key: str) -> None:
+    """Raises NotFound for a link to files that have been deleted or replaced since."""
+    if grant.version != version_of(key):
+        raise NotFound("the files of this download link are no more; ask for a new one", "expired", value=grant.name)
 
 
 def wrong_link(grant: DownloadGrant, wanted: str) -> NotFound:

@@ -24,9 +24,15 @@ HELP: Mapping[ErrorCode, str] = {
     "training continues from `weights`.",
     "name_taken": "A checkpoint of that kind has the name already: choose another, delete it, or save with overwrite.",
     "too_large": "A body or field is larger than this server accepts; `bound` is in bytes. Send fewer datums at once.",
+    "too_slow": "A request came more slowly than this server waits for it; `gateway.head_timeout_s` and "
+    "`gateway.min_body_rate` say how fast it must be.",
     "unauthorized": "No API key, or one that is unknown, revoked or expired. `openrl keys` makes keys.",
+    "forbidden": "The credential is valid, but its role or its project does not allow this; `bound` says what does. "
+    "An admin of the tenant changes roles and makes keys.",
     "not_found": "It does not exist, or belongs to another tenant: the two are not told apart.",
     "slow_down": "Allowed, but not now: a limit of rate or number is reached. Clients wait and repeat.",
+    "quota_reached": "The tenant or project has as much as its quota allows; `detail` names the quota and what is in "
+    "use. Delete checkpoints, close runs, or have the quota raised: waiting does not help.",
     "session_ended": "The session was finished by its client, or expired because nothing was heard of it. "
     "Make a new one; saved checkpoints remain.",
     "expired": "A link or a result was kept for a while only, and that is over. Ask for a new link; a lost sample is "

@@ -15,12 +15,14 @@ from starlette.responses import JSONResponse, Response
 from openrl.errors import (
     MAX_SHOWN_CHARACTERS,
     BadValue,
+    Forbidden,
     InvalidRequest,
     InvalidToken,
     NotFound,
     OpenRLError,
     PayloadTooLarge,
     QuotaExceeded,
+    QuotaReached,
     RequestTimeout,
     ResultExpired,
     SessionEnded,
@@ -28,18 +30,23 @@ from openrl.errors import (
     Unavailable,
 )
 from openrl.gateway.error_help import link
+from openrl.gateway.secure_headers import NO_STORE
 
 STATUS: Mapping[type[OpenRLError], int] = {
     PayloadTooLarge: 413,
     InvalidRequest: 400,
     Unauthorized: 401,
+    Forbidden: 403,
     NotFound: 404,
     QuotaExceeded: 429,
+    QuotaReached: 403,
     SessionEnded: 410,
     ResultExpired: 410,
     RequestTimeout: 408,
     Unavailable: 503,
 }
+RETRY_AFTER_S = "2"
+_LONGEST_RETRY_AFTER_S = 60
 
 
 def status_of(error: OpenRLError) -> int:
@@ -49,8 +56,20 @@ def status_of(error: OpenRLError) -> int:
 
 def error_response(request: Request, error: OpenRLError, more: Mapping[str, str] | None = None) -> Response:
     """The error's own words under `detail`, its stable code, where that is explained, and what else clients read."""
-    headers = {"WWW-Authenticate": 'Bearer error="invalid_token"'} if isinstance(error, InvalidToken) else None
-    return JSONResponse(error_content(request, error) | dict(more or {}), status_code=status_of(error), headers=headers)
+    content = error_content(request, error) | dict(more or {})
+    return JSONResponse(content, status_code=status_of(error), headers=_headers(error))
+
+
+def _headers(error: OpenRLError) -> dict[str, str] | None:
+    match error:
+        case InvalidToken():
+            return {"WWW-Authenticate": 'Bearer error="invalid_token"'}
+        case QuotaExceeded(retry_after_s=float(seconds)):
+            return {"Retry-After": str(min(max(math.ceil(seconds), 1), _LONGEST_RETRY_AFTER_S))}
+        case Unavailable():
+            return {"Retry-After": RETRY_AFTER_S}
+        case _:
+            return None
 
 
 def error_content(request: Request, error: OpenRLError) -> dict[str, object]:
@@ -73,7 +92,10 @@ async def http_error_response(request: Request, error: Exception) -> Response:
     else:
         allowed = (error.headers or {}).get("Allow", "")
         refusal = BadValue("method", request.method, f"one of {allowed} at this path", "not_supported")
-    return JSONResponse(error_content(request, refusal), status_code=error.status_code, headers=error.headers)
+    request.scope["error_code"] = refusal.code
+    response = JSONResponse(error_content(request, refusal), status_code=error.status_code, headers=error.headers)
+    response.raw_headers.append(NO_STORE)
+    return response
 
 
 def _shown(value: object) -> object:

@@ -1,14 +1,18 @@
-"""How a tenant is named towards clients that know users and organizations: here one tenant is both."""
+"""How tenants and users are named towards clients. What no user made or owns is the tenant's: it is its own user."""
 
-from openrl.gateway.context import Gateway
-
-
-def user_urn(tenant_id: str) -> str:
-    """The tenant as a user: owner of sessions, subject of tokens."""
-    return f"tml:user:{tenant_id}"
+from openrl.store.identities import Actor, Identity
 
 
-async def tenant_name(gateway: Gateway, tenant_id: str) -> str:
-    """The name that the tenant was given."""
-    tenants = await gateway.store.list_tenants()
-    return next((tenant.name for tenant in tenants if tenant.tenant_id == tenant_id), tenant_id)
+def user_urn(user_id: str) -> str:
+    """A user, or a tenant in the place of one: owner of sessions, subject of tokens."""
+    return f"tml:user:{user_id}"
+
+
+def urn_of(identity: Identity) -> str:
+    """Who a credential stands for."""
+    return user_urn(identity.user_id or identity.tenant_id)
+
+
+def actor_of(identity: Identity) -> Actor:
+    """The same, for the audit log."""
+    return Actor(urn_of(identity), identity.key_id)

@@ -4,12 +4,17 @@ import inspect
 import re
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import Any, get_args
 
 from pydantic.json_schema import models_json_schema
 
-from openrl.gateway.context import Route
+from openrl.gateway.context import Access, Route
 from openrl.gateway.error_help import HELP
+from openrl.gateway.query import MAX_OFFSET, MAX_PAGE
+from openrl.gateway.replies import JSON_TYPE, PROTOBUF_TYPE
+from openrl.protocol.paths import CHECKPOINT_NAME
+from openrl.protocol.runs import CheckpointKind
+from openrl.protocol.validation import PROJECT_ID
 
 _SCHEMAS = "#/components/schemas/{model}"
 _ERROR: Mapping[str, Any] = {
@@ -23,7 +28,29 @@ _ERROR: Mapping[str, Any] = {
         "docs": {"type": "string", "format": "uri"},
     },
 }
+_ID = {"type": "string", "minLength": 1, "maxLength": 256}
+_TIME = {"type": "string", "format": "date-time"}
+_PARAMETERS: Mapping[str, Mapping[str, Any]] = {
+    "run_id": _ID,
+    "session_id": _ID,
+    "sampler_id": _ID,
+    "project_id": {"type": "string", "maxLength": 128, "pattern": PROJECT_ID},
+    "kind": {"type": "string", "enum": list(get_args(CheckpointKind))},
+    "name": {"type": "string", "pattern": CHECKPOINT_NAME},
+    "token": {"type": "string", "pattern": r"^[A-Za-z0-9_=-]+\.[0-9a-f]{64}$"},
+    "limit": {"type": "integer", "minimum": 1, "maximum": MAX_PAGE},
+    "offset": {"type": "integer", "minimum": 0, "maximum": MAX_OFFSET},
+    "access_scope": {"type": "string", "enum": ["owned", "accessible"]},
+    "event_type": {"type": "string", "enum": ["all", "checkpoints", "projects", "organizations", "teams"]},
+    "day": {"type": "string", "format": "date"},
+    "starting_on": _TIME,
+    "ending_before": _TIME,
+}
+"""By name, in paths and queries; others are any text."""
+_BINARY: Mapping[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 _KEY: Mapping[str, Any] = {"type": "apiKey", "in": "header", "name": "X-API-Key"}
+_BEARER: Mapping[str, Any] = {"type": "http", "scheme": "bearer", "description": "The same credential."}
+_NEEDED: Mapping[Access, str] = {"read": "Any role may.", "write": "For members and admins.", "admin": "For admins."}
 
 
 def describe(routes: Sequence[tuple[str, Route]]) -> dict[str, Any]:
@@ -47,7 +74,7 @@ def describe(routes: Sequence[tuple[str, Route]]) -> dict[str, Any]:
         "paths": paths,
         "components": {
             "schemas": {**definitions.get("$defs", {}), "Error": _ERROR},
-            "securitySchemes": {"key": _KEY},
+            "securitySchemes": {"key": _KEY, "bearer": _BEARER},
         },
     }
 
@@ -67,17 +94,17 @@ def _operation(path: str, route: Route) -> dict[str, Any]:
                 "content": {"application/json": {"schema": {"$ref": _SCHEMAS.format(model="Error")}}},
             },
         },
-        "security": [] if route.is_public else [{"key": []}],
+        "security": [] if route.is_public else [{"key": []}, {"bearer": []}],
     }
-    if rest:
-        operation["description"] = " ".join(rest.split())
+    role = "" if route.is_public else _NEEDED[route.access]
+    operation["description"] = " ".join([*rest.split(), role]).strip()
+    content: dict[str, Any] = {PROTOBUF_TYPE: _BINARY} if route.is_protobuf else {}
     if route.body is not None:
-        schema = {"$ref": _SCHEMAS.format(model=route.body.__name__)}
-        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
-    elif route.is_protobuf:
-        operation["requestBody"] = {"required": True, "content": {"application/x-protobuf": {}}}
+        content[JSON_TYPE] = {"schema": {"$ref": _SCHEMAS.format(model=route.body.__name__)}}
+    if content:
+        operation["requestBody"] = {"required": True, "content": content}
     return operation
 
 
 def _parameter(name: str, place: str, *, is_required: bool) -> dict[str, Any]:
-    return {"name": name, "in": place, "required": is_required, "schema": {"type": "string"}}
+    return {"name": name, "in": place, "required": is_required, "schema": _PARAMETERS.get(name, {"type": "string"})}

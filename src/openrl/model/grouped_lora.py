@@ -4,16 +4,19 @@ Legend: see lora_kernels; L linears in model order, J jobs.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import Function, FunctionCtx
 
 from openrl.model.adapter import AdapterWeights, LoraPair
 from openrl.model.batch import BASE_SLOT, Segment
 from openrl.model.linear_groups import FusedLinear, GroupAdapters, LinearGroup
-from openrl.model.lora import AdapterBank, GradientSink, TrainingAdapters, merge_by_slot
+from openrl.model.lora import AdapterBank, GradientSink, SlotFactors, TrainingAdapters, merge_by_slot
 from openrl.model.lora_tiles import DECODE_TILE_ROWS, TRAINING_TILE_ROWS, GradientTable, GroupStack, RowTiles
 
 RANK_MULTIPLE = 16
@@ -41,8 +44,20 @@ class LoraOps(Protocol):
     def copy(self, table_M5: Tensor, source: torch.dtype, target: torch.dtype) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """What a slot holds: which linears it adapts, and how."""
+
+    names: tuple[str, ...] = ()
+    rank: int = 0
+    scale: float = 0.0
+
+
+_NOTHING = _Held()
+
+
 class GroupedBank(AdapterBank, GroupAdapters):
-    """See AdapterBank. Slots of a group lie in one pair of stacks; `factors` are views of them.
+    """See AdapterBank. Slots of a group lie in one pair of stacks; `factors` are views of them, made when asked for.
 
     `generation` changes when stacks are allocated: what a CUDA graph has captured before then is stale.
     """
@@ -66,47 +81,76 @@ class GroupedBank(AdapterBank, GroupAdapters):
         self._scale_S = torch.zeros(num_slots, device=device)
         self._rank_LS = torch.zeros(len(self._row_of), num_slots, dtype=torch.int32, device=device)
         self._tiles: tuple[tuple[Segment, ...], RowTiles] | None = None
+        self._held = [_NOTHING] * num_slots
+        self._target_tables: dict[tuple[str, ...], NDArray[np.int64]] = {}
         # Made here: a capture may not begin with what the driver allocates.
         self._side = torch.cuda.Stream(device, priority=SHRINK_PRIORITY) if device.type == "cuda" else None
 
     def write(self, slot: int, adapter: AdapterWeights) -> None:
-        self.clear(slot)
-        if adapter.rank > self._max_rank:
-            self._grow(adapter.rank)
-        rank_L = torch.zeros(len(self._row_of), dtype=torch.int32)
-        for name in adapter.pairs:
-            self._stack(name)
-            self._slots[slot][name] = self._view(name, slot, adapter.rank, adapter.scale)
-            rank_L[self._row_of[name]] = adapter.rank
-        self._rank_LS[:, slot] = rank_L.to(self._device)
-        self._scale_S[slot] = adapter.scale
+        held = _Held(tuple(adapter.pairs), adapter.rank, adapter.scale)
+        if held != self._held[slot]:  # else every value is overwritten, and what pads the rank is zero
+            self.clear(slot)
+            self._hold(slot, held)
         self.refill(slot, adapter.pairs)
+
+    def _hold(self, slot: int, held: _Held) -> None:
+        """Make room for an adapter in an empty slot."""
+        if held.rank > self._max_rank:
+            self._grow(held.rank)
+        for name in held.names:
+            self._stack(name)
+        rank_L = torch.zeros(len(self._row_of), dtype=torch.int32)
+        rank_L[[self._row_of[name] for name in held.names]] = held.rank
+        self._rank_LS[:, slot] = rank_L.to(self._device)
+        self._scale_S[slot] = held.scale
+        self._held[slot] = held
 
     def refill(self, slot: int, pairs: Mapping[str, LoraPair]) -> None:
         """Overwrite factors that the slot already has; in one launch where the pairs are on the bank's device."""
-        entries: list[list[int]] = []
-        kept: list[Tensor] = []
-        for name, pair in pairs.items():
-            factors = self._slots[slot][name]
-            for source, target in ((pair.a_RD, factors.a_RD), (pair.b_OR, factors.b_OR)):
-                values = source.to(self._device, non_blocking=True).contiguous()
-                kept.append(values)
-                num_values, length = values.numel(), values.shape[1]
-                entries.append([values.data_ptr(), target.data_ptr(), num_values, length, target.stride(0)])
-        if entries:
-            assert len({values.dtype for values in kept}) == 1
-            self.ops.copy(torch.tensor(entries).to(self._device), kept[0].dtype, self._dtype)
+        if not pairs:
+            return
+        held = self._held[slot]
+        assert set(pairs) <= set(held.names)
+        sources = [part for pair in pairs.values() for part in (pair.a_RD, pair.b_OR)]
+        kept = [source.to(self._device, non_blocking=True).contiguous() for source in sources]
+        assert len({values.dtype for values in kept}) == 1
+        assert all(pair.a_RD.shape[0] == held.rank for pair in pairs.values())
+        first_M, slot_bytes_M, wide_M, stride_M = self._targets(tuple(pairs)).T
+        length_M = np.where(wide_M > 0, wide_M, held.rank)
+        source_M = [values.data_ptr() for values in kept]
+        num_values_M = [values.numel() for values in kept]
+        table_M5 = np.stack([source_M, first_M + slot * slot_bytes_M, num_values_M, length_M, stride_M], 1)
+        self.ops.copy(torch.from_numpy(table_M5).to(self._device), kept[0].dtype, self._dtype)
+
+    def _targets(self, names: tuple[str, ...]) -> NDArray[np.int64]:
+        """Of the A and B of each linear: address in slot 0, bytes of a slot, row length (0: the rank), row stride."""
+        if names not in self._target_tables:
+            rows: list[tuple[int, int, int, int]] = []
+            for name in names:
+                a_SRD, b_SOR = self._stacks[name]
+                for stack, length in ((a_SRD, a_SRD.shape[2]), (b_SOR, 0)):
+                    rows.append((stack.data_ptr(), stack.stride(0) * stack.element_size(), length, stack.stride(1)))
+            self._target_tables[names] = np.array(rows, np.int64)
+        return self._target_tables[names]
+
+    def factors(self, slot: int, name: str) -> SlotFactors | None:
+        if slot == BASE_SLOT:
+            return None
+        made, held = self._slots[slot], self._held[slot]
+        if name not in made and name in held.names:
+            made[name] = self._view(name, slot, held.rank, held.scale)
+        return made.get(name)
 
     def clear(self, slot: int) -> None:
-        factors = self._slots[slot]
-        if factors:
+        names = self._held[slot].names
+        if names:
             # Whole slots of the stacks, also what pads the rank: it is read up to the next multiple of 16.
-            leads = {self._group_of[name].names[0] for name in factors}
+            leads = {self._group_of[name].names[0] for name in names}
             stacks = [self._group_stacks[lead] for lead in leads]
             parts = [part for each in stacks for part in (each.a_SND[slot], each.b_SOR[slot])]
             torch._foreach_zero_(parts)  # pyright: ignore[reportPrivateImportUsage]
             self._rank_LS[:, slot] = 0
-        self._slots[slot] = {}
+        self._held[slot], self._slots[slot] = _NOTHING, {}
 
     def product(self, fused: FusedLinear, x_TD: Tensor, segments: tuple[Segment, ...]) -> tuple[Tensor, ...]:
         return self.fused_product(fused, x_TD, self.tiles(segments))
@@ -184,6 +228,7 @@ class GroupedBank(AdapterBank, GroupAdapters):
 
     def _add_stacks(self, group: LinearGroup) -> None:
         self.generation += 1
+        self._target_tables.clear()
         rank, lead = self._max_rank, group.names[0]
         size = (self.num_slots, rank * len(group.names), group.num_inputs)
         a_SND = torch.zeros(size, dtype=self._dtype, device=self._device)
@@ -198,6 +243,7 @@ class GroupedBank(AdapterBank, GroupAdapters):
     def _grow(self, max_rank: int) -> None:
         """Group by group, so that the old stacks of one at a time are held twice."""
         self._max_rank = -(-max_rank // RANK_MULTIPLE) * RANK_MULTIPLE
+        self._slots = [{} for _ in self._slots]
         for lead in list(self._group_stacks):
             group = self._groups[lead]
             old = {name: self._stacks.pop(name) for name in group.names}
@@ -206,10 +252,6 @@ class GroupedBank(AdapterBank, GroupAdapters):
                 a_SRD, b_SOR = self._stacks[name]
                 a_SRD[:, : old_a_SRD.shape[1]].copy_(old_a_SRD)
                 b_SOR[:, :, : old_b_SOR.shape[2]].copy_(old_b_SOR)
-                for slot, names in enumerate(self._slots):
-                    if name in names:
-                        factors = names[name]
-                        names[name] = self._view(name, slot, factors.a_RD.shape[0], factors.scale)
 
 
 class TiledAdapters(GroupAdapters):

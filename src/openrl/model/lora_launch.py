@@ -14,7 +14,13 @@ DECODE_SPLITS = 8
 DECODE_INPUTS = 512
 """The fewest inputs of a part: four steps of a program's loop, whose loads are all on their way at once."""
 WIDE_OUTPUTS = 4096
-"""From here on there are programs enough for wide blocks of outputs."""
+"""From here on there are programs enough for wide blocks of outputs where rows are few."""
+DECODE_BLOCKS = (128, 256)
+"""Outputs of a program of the expand where rows are few: of narrow groups, of wide ones."""
+DECODE_WARPS = 4
+"""Of such a program."""
+DECODE_STAGES = 4
+"""Tiles of a shrink's loop that are on their way at once where rows are few, one less."""
 
 GRAD_BLOCK = 64
 COPY_BLOCK = 1024
@@ -124,7 +130,7 @@ def _shrink(
         *sizes, x0.stride(0), x1.stride(0), x2.stride(0), *strides,
         INPUTS=len(inputs), SCALED=scaled, SPLIT=split,
         BLOCK_T=tiles.tile_rows, BLOCK_N=block_n, BLOCK_K=128 if is_decode and x0.dtype != torch.float32 else 64,
-        PRECISION=_precision(x0), num_warps=4, num_stages=_stages(x0, 5 if is_decode else 4),
+        PRECISION=_precision(x0), num_warps=4, num_stages=_stages(x0, DECODE_STAGES if is_decode else 4),
     )  # fmt: skip
 
 
@@ -143,7 +149,8 @@ def _expand(
     assert y_TC.stride(1) == 1
     c0, c1, c2 = (*outputs, 0, 0)[:3]
     splits = xa_KTN.shape[0]
-    block_c = 64 if tiles.tile_rows == DECODE_TILE_ROWS and sum(outputs) < WIDE_OUTPUTS else 128
+    is_decode = tiles.tile_rows == DECODE_TILE_ROWS
+    block_c = DECODE_BLOCKS[sum(outputs) >= WIDE_OUTPUTS] if is_decode else 128
     grid = (tiles.num_tiles, sum(_blocks(c, block_c) for c in outputs))
     _EXPAND_KERNEL[grid](
         xa_KTN, weights, y_TC, stack.scale_S, stack.rank_GS, tiles.table_3N,
@@ -151,7 +158,7 @@ def _expand(
         y_TC.stride(0), *strides,
         INNER=inner, SCALED=scaled, SPLITS=splits, BLOCK_S=1 << (splits - 1).bit_length(),
         BLOCK_T=tiles.tile_rows, BLOCK_C=block_c, BLOCK_N=min(_narrow_block(inner), 64),
-        PRECISION=_precision(weights), num_warps=4,
+        PRECISION=_precision(weights), num_warps=DECODE_WARPS if is_decode else 4,
     )  # fmt: skip
 
 

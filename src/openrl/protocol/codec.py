@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from openrl.errors import BadValue, InvalidRequest
 from openrl.protocol import tinker_pb2 as pb
+from openrl.protocol.body_parts import check_parts
 from openrl.protocol.datum import (
     Datum,
     DenseArray,
@@ -23,6 +24,7 @@ from openrl.protocol.datum import (
     ProvenanceSpan,
     SparseCsr,
 )
+from openrl.protocol.oversized import MAX_ADDRESS_BYTES, read_address
 from openrl.protocol.results import ForwardBackwardResult, SampleResult, TopkLogprobs
 
 Scalar = TypeVar("Scalar", bound=np.generic)
@@ -41,9 +43,14 @@ _STOP_REASONS = {"stop": pb.STOP_REASON_STOP, "length": pb.STOP_REASON_LENGTH}
 # -- forward_backward requests
 
 
-def decode_forward_backward(body: bytes) -> ForwardBackwardInput:
-    """The input of one forward_backward; raises InvalidRequest for anything that is not one."""
+def decode_forward_backward(body: bytes, max_datums: int | None = None) -> ForwardBackwardInput:
+    """The input of one forward_backward; raises InvalidRequest for anything that is not one.
+
+    `max_datums`: for bodies that were not admitted yet.
+    """
     message = _parse(body)
+    if max_datums is not None and len(message.data) > max_datums:
+        raise BadValue("number of datums", len(message.data), f"between 1 and {max_datums}")
     return ForwardBackwardInput(
         run_id=message.model_id,
         seq_id=message.seq_id,
@@ -54,13 +61,17 @@ def decode_forward_backward(body: bytes) -> ForwardBackwardInput:
     )
 
 
-def decode_run_and_seq_id(body: bytes) -> tuple[str, int]:
-    """Only the address of a forward_backward; works for bodies whose tensors are malformed."""
-    message = _parse(body)
+def decode_run_and_seq_id(body: bytes) -> tuple[str, int] | None:
+    """Only the address of a forward_backward, also of one whose tensors are malformed; None where it is not one."""
+    try:
+        message = _parse(body)
+    except InvalidRequest:
+        return read_address(body[:MAX_ADDRESS_BYTES])
     return message.model_id, message.seq_id
 
 
 def _parse(body: bytes) -> pb.ForwardBackwardRequest:
+    check_parts(body)
     message = pb.ForwardBackwardRequest()
     try:
         message.ParseFromString(body)

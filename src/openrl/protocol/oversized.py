@@ -12,6 +12,8 @@ _SEQ_ID_TAG = 0x10  # field 2, varint
 _JSON_END = re.compile(rb'"model_id"\s*:\s*"[^"\\]{1,256}"\s*,\s*"seq_id"\s*:\s*[1-9]\d{0,8}\s*\}\s*$')
 MAX_END_BYTES = 1024
 """Of a JSON body, enough to hold its address."""
+MAX_ADDRESS_BYTES = 1024
+"""Of a protobuf body, enough to hold it."""
 
 
 def read_address(prefix: bytes) -> tuple[str, int] | None:

@@ -8,7 +8,8 @@ from openrl.errors import BadValue
 from openrl.protocol.runs import CheckpointKind
 
 _KINDS: tuple[str, ...] = get_args(CheckpointKind)
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=+@,~-]{0,199}")
+CHECKPOINT_NAME = r"^[A-Za-z0-9_][A-Za-z0-9._=+@,~-]{0,199}$"
+_NAME = re.compile(CHECKPOINT_NAME)
 _RUN_ID = re.compile(r"[^/\x00-\x20\x7f]{1,256}")
 
 

@@ -8,9 +8,11 @@ from pydantic_core import ErrorDetails
 from openrl.errors import MAX_SHOWN_CHARACTERS, ErrorCode, InvalidRequest
 
 NO_NUL = r"^[^\x00]*$"
+PRINTABLE = r"^[^\x00-\x1f\x7f]*$"
 PROJECT_ID = r"^[A-Za-z0-9_][A-Za-z0-9._:@+~-]*$"
 _PATTERNS: Mapping[str, str] = {
     NO_NUL: "without the character NUL, which cannot be stored",
+    PRINTABLE: "without control characters",
     PROJECT_ID: "of A-Z a-z 0-9 . _ : @ + ~ - and start with a letter, a digit or _",
 }
 _BOUNDS: Mapping[str, tuple[ErrorCode, str]] = {

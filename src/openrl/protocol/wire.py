@@ -290,6 +290,7 @@ class CreateSamplingSessionRequest(WireModel):
     sampling_session_seq_id: Counter
     model_path: str | None = None
     base_model: Id | None = None
+    weights_access_token: str | None = None
 
 
 class SampleRequest(WireModel):

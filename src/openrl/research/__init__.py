@@ -1,1 +1,5 @@
 """Automated parallel experiments over the public SDK."""
+
+from openrl.research.attempt import Attempt
+
+__all__ = ["Attempt"]

@@ -6,6 +6,7 @@ never travel here: a message carries references into the blob store.
 
 from dataclasses import dataclass
 
+from openrl.config import WorkerRole
 from openrl.errors import ErrorCategory
 from openrl.protocol.runs import CheckpointKind, RequestKind, RunSpec, SamplerSpec, TrainingKind
 
@@ -26,6 +27,8 @@ class WorkItem:
     sampler: SamplerSpec | None = None  # sample requests
     is_replay: bool = False
     has_failed: bool = False
+    created_at: float = 0.0  # by the clock of the gateway that took it
+    trace_context: str | None = None  # W3C traceparent of the call that made it; not of replays
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +78,30 @@ class Cancel:
 
 
 @dataclass(frozen=True, slots=True)
+class Ping:
+    """The scheduler lives; sent every few seconds."""
+
+
+@dataclass(frozen=True, slots=True)
 class Shutdown:
     """Finish what is in hand, report it, exit."""
 
 
-Command = OpenRun | CloseRun | SnapshotRun | Execute | Sample | Cancel | Shutdown
+@dataclass(frozen=True, slots=True)
+class SetTenantShares:
+    """How tenants share the device from here on; those that are not named weigh 1."""
+
+    tenant_shares: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class SetDraining:
+    """Be drained, or be so no longer: `WorkerReady.knows_draining` says whether a worker takes this."""
+
+    is_draining: bool
+
+
+Command = OpenRun | CloseRun | SnapshotRun | Execute | Sample | Cancel | SetTenantShares | SetDraining | Ping | Shutdown
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,12 +138,19 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class WorkerReady:
-    """First report of a worker: it serves these models from now on."""
+    """First report of a worker: it serves these models from now on.
+
+    Fields with a default are unknown to workers of earlier versions, and to schedulers of theirs, which ignore them.
+    """
 
     worker_id: str
     base_models: tuple[str, ...]
     max_pass_tokens: int  # training tokens per Execute that fill the device
     max_sequences: int  # sequences decoded at once
+    pool: str = "default"
+    role: WorkerRole = "both"
+    is_draining: bool = False  # it was drained under an earlier scheduler, and stays so
+    knows_draining: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +175,7 @@ class RunSnapshotted:
     run_id: str
     seq_id: int
     key: str
+    size_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +197,14 @@ class WorkerStats:
     kv_blocks_used: int
     kv_blocks_total: int
     resident_runs: int
+    step_age_s: float = 0.0  # how long the compute thread has been in its present step; 0 while there is nothing to do
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerDraining:
+    """Send nothing new and take the worker's runs elsewhere; then Shutdown, unless it `stays`."""
+
+    stays: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,4 +212,6 @@ class WorkerLeaving:
     """Last report of a worker that was told to shut down: all it had is reported."""
 
 
-Report = WorkerReady | ExecuteDone | SampleDone | RunSnapshotted | RunLost | WorkerStats | WorkerLeaving
+Report = (
+    WorkerReady | ExecuteDone | SampleDone | RunSnapshotted | RunLost | WorkerStats | WorkerDraining | WorkerLeaving
+)

@@ -15,13 +15,14 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
 from typing import Protocol
 
-from openrl.errors import InvalidRequest, Unauthorized, WorkerLost
+from openrl.errors import InvalidRequest, Unauthorized, Unavailable, WorkerLost
 from openrl.rpc.codec import FrameReader, Message, encode_frame
 from openrl.rpc.handshake import HANDSHAKE_TIMEOUT_S, prove_to_scheduler, prove_to_worker
 
 _READ_BYTES = 2**18
 _HIGH_WATER_BYTES = 2**20
 _CLOSE_TIMEOUT_S = 5.0
+_CONNECT_TIMEOUT_S = 5.0
 
 
 class Connection(Protocol):
@@ -136,23 +137,52 @@ async def serve_workers(
     """Listen until the block ends; gives the address with the port that was taken for "tcp:host:0".
 
     `on_worker` runs once per worker that knows the secret; its connection is closed when it returns.
-    An exception from it ends the block. Peers that fail the handshake are hung up on.
+    An exception from it ends the block. Peers that fail the handshake are hung up on. Raises Unavailable where the
+    address cannot be listened on.
     """
     async with asyncio.TaskGroup() as group:
         tasks: set[asyncio.Task[None]] = set()
+        is_open = True
 
         def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            if not is_open:
+                writer.close()
+                return
             task = group.create_task(_serve_one(reader, writer, secret, on_worker))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
+            task.add_done_callback(lambda _: writer.close())  # also of one that was cancelled before it began
 
-        server = await _listen(address, accept)
+        try:
+            server = await _listen(address, accept)
+        except OSError as error:
+            raise Unavailable(f"cannot listen for workers on {address}: {error}") from error
         try:
             yield _bound_address(address, server)
         finally:
+            is_open = False
             server.close()
             for task in tasks:
                 task.cancel()
+
+
+async def resolve(addresses: str) -> list[str]:
+    """What `addresses`, with commas between, stand for; a name with several IP addresses (a headless Service of
+    Kubernetes) stands for each of them, one that nobody knows for itself."""
+    found: list[str] = []
+    for address in (each.strip() for each in addresses.split(",")):
+        kind, place = _parse(address)
+        if kind == "unix":
+            found.append(address)
+            continue
+        host, _, port = place.rpartition(":")
+        try:
+            infos = await asyncio.get_running_loop().getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
+        except OSError:
+            found.append(address)
+        else:
+            found += [f"tcp:{info[4][0]}:{port}" for info in infos]
+    return list(dict.fromkeys(found))
 
 
 async def connect(address: str, secret: bytes) -> Connection:
@@ -163,8 +193,9 @@ async def connect(address: str, secret: bytes) -> Connection:
             reader, writer = await asyncio.open_unix_connection(place)
         else:
             host, _, port = place.rpartition(":")
-            reader, writer = await asyncio.open_connection(host, int(port))
-    except OSError as error:
+            async with asyncio.timeout(_CONNECT_TIMEOUT_S):  # nobody answers for a machine that is gone
+                reader, writer = await asyncio.open_connection(host, int(port))
+    except OSError as error:  # a timeout among them
         raise WorkerLost(f"no scheduler at {address}: {error}") from error
     try:
         _keep_alive(writer)

@@ -1,9 +1,10 @@
 """The sampling engine as the worker sees it. No torch here: a fake engine needs none.
 
-An engine is used from one thread: `add` at any time, `step` while there is work.
+An engine is used from one thread: `add` at any time, `step` while there is work. One that computes elsewhere has work
+when something has ended there, and says so through `on_news`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -61,6 +62,7 @@ class FinishedSample:
     request_id: str
     result: SampleResult | RequestFailed
     num_tokens: int  # prompt tokens computed + tokens generated
+    device_s: float | None = None  # what it cost, where that is not the time of the steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,14 @@ class SamplingStats:
     num_waiting: int
     kv_blocks_used: int
     kv_blocks_total: int
+
+
+HasNews = Callable[[], bool]
+
+
+def no_news() -> bool:
+    """Nothing has come that a step should end for."""
+    return False
 
 
 class SamplingEngine(Protocol):
@@ -85,11 +95,19 @@ class SamplingEngine(Protocol):
         ...
 
     def has_work(self) -> bool:
-        """Whether `step` would compute anything."""
+        """Whether `step` would compute anything, or has something to hand on."""
         ...
 
-    def step(self) -> Sequence[FinishedSample]:
-        """One batch of prefill and decode; returns the jobs that it ended."""
+    def on_news(self, wake: Callable[[], None]) -> None:
+        """From here on call `wake`, from any thread, when there is work that no call from outside has made."""
+        ...
+
+    def step(self, has_news: HasNews = no_news) -> Sequence[FinishedSample]:
+        """One batch of prefill and decode; returns the jobs that it ended.
+
+        Decoding may go on for several tokens, until `has_news` says that the caller has something to add, to cancel
+        or to compute. That is then done after at most two tokens: the one under way and the one queued behind it.
+        """
         ...
 
     def rest(self) -> None:

@@ -13,6 +13,9 @@ import triton.language as tl
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+NOWHERE = -1
+"""In place of a token's place: it is not stored."""
+
 
 @triton.jit
 def write_kernel(
@@ -30,12 +33,12 @@ def write_kernel(
     BLOCK_K: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ):
-    """The keys and values of one token, to `KVCache.places_of` it; grid (T,)."""
+    """The keys and values of one token, to `KVCache.places_of` it, unless that is NOWHERE; grid (T,)."""
     token = tl.program_id(0).to(tl.int64)
     k_K = tl.arange(0, BLOCK_K)
     h_H = tl.arange(0, BLOCK_H)
-    in_KH = (k_K < NUM_KV_HEADS)[:, None] & (h_H < HEAD_DIM)[None, :]
-    place_K = tl.load(places_ptr + token * NUM_KV_HEADS + k_K, mask=k_K < NUM_KV_HEADS, other=0)
+    place_K = tl.load(places_ptr + token * NUM_KV_HEADS + k_K, mask=k_K < NUM_KV_HEADS, other=-1)
+    in_KH = (place_K >= 0)[:, None] & (h_H < HEAD_DIM)[None, :]
     place_KH = place_K[:, None] * HEAD_DIM + h_H[None, :]
     k_KH = tl.load(k_ptr + token * k_row + k_K[:, None] * k_head + h_H[None, :], mask=in_KH)
     v_KH = tl.load(v_ptr + token * v_row + k_K[:, None] * v_head + h_H[None, :], mask=in_KH)

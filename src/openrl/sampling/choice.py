@@ -26,11 +26,6 @@ def heat_of(choices: Choices) -> Float32[Tensor, " B"]:
     return torch.where(temperature == 0.0, 1.0, temperature).clamp(min=LEAST_TEMPERATURE)
 
 
-def is_greedy(choices: Choices) -> Tensor:
-    """Which rows take the likeliest token."""
-    return (choices.temperature == 0.0) | (choices.top_k == 1)
-
-
 def choose_plain(
     logits_BV: Float32[Tensor, "B V"], temperature_B: Float32[Tensor, " B"], uniform_B: Float64[Tensor, " B"]
 ) -> tuple[Int64[Tensor, " B"], Float32[Tensor, " B"]]:

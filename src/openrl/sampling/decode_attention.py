@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int32
 from torch import Tensor
 
+from openrl.sampling.cache_kernels import NOWHERE, write_rows
 from openrl.sampling.decode_kernels import MERGE_SPLITS, decode_kernel, merge_kernel
 from openrl.sampling.kv_cache import KVCache
 
@@ -175,3 +176,30 @@ class DecodeAttention:
             self._parts_BNSH = torch.empty((*size, like.shape[-1]), dtype=torch.float32, device=like.device)
             self._lse_BNS = torch.empty(size, dtype=torch.float32, device=like.device)
         return self._parts_BNSH, self._lse_BNS
+
+
+class SliceAttention:
+    """Decode attention of rows that may follow each other in one sequence: all are in the cache before any looks."""
+
+    def __init__(
+        self, cache: KVCache, tables_BP: Int32[Tensor, "B P"], lengths_B: Int32[Tensor, " B"], decode: DecodeAttention
+    ) -> None:
+        self._cache = cache
+        self._decode = decode
+        last_B = (lengths_B - 1).clamp(min=0).long()
+        blocks_B = tables_BP.gather(1, (last_B // cache.block_tokens)[:, None])[:, 0].long()
+        places = cache.places_of(blocks_B, last_B % cache.block_tokens).view(len(last_B), -1)
+        self._places = torch.where(lengths_B[:, None] > 0, places, NOWHERE).flatten()
+
+    def attend(
+        self,
+        layer: int,
+        q_TNH: Float[Tensor, "T N H"],
+        k_TKH: Float[Tensor, "T K H"],
+        v_TKH: Float[Tensor, "T K H"],
+        scale: float,
+        window: int | None,
+    ) -> Float[Tensor, "T N H"]:
+        """See model.batch.Attention. A row's own key and value are then stored twice, to the same bits."""
+        write_rows(*self._cache.layer(layer), self._places, k_TKH, v_TKH)
+        return self._decode.attend(layer, q_TNH, k_TKH, v_TKH, scale, window)

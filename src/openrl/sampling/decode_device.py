@@ -9,7 +9,7 @@ from openrl.model.base_model import BaseModel
 from openrl.model.lora import AdapterBank
 from openrl.sampling.choice_kernels import choose_plain
 from openrl.sampling.decode_adapters import decode_adapters
-from openrl.sampling.decode_attention import DecodeAttention
+from openrl.sampling.decode_attention import DecodeAttention, SliceAttention
 from openrl.sampling.decode_graph import GraphLoop, Parts
 from openrl.sampling.kv_cache import KVCache
 
@@ -20,8 +20,11 @@ class PagedDecode:
     def __init__(self, cache: KVCache) -> None:
         self._cache = cache
 
-    def __call__(self, tables_BP: Tensor, lengths_B: Tensor, num_splits: int) -> DecodeAttention:
-        return DecodeAttention(self._cache, tables_BP, lengths_B, num_splits)
+    def __call__(
+        self, tables_BP: Tensor, lengths_B: Tensor, num_splits: int, *, are_slices: bool
+    ) -> DecodeAttention | SliceAttention:
+        decode = DecodeAttention(self._cache, tables_BP, lengths_B, num_splits)
+        return SliceAttention(self._cache, tables_BP, lengths_B, decode) if are_slices else decode
 
     def splits_for(self, longest: int) -> int:
         return DecodeAttention.splits_for(self._cache, longest)

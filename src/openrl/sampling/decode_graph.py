@@ -6,13 +6,14 @@ A step embeds every row's token, runs the layers and the head, chooses the next 
 that the next replay goes on from there. Rows beyond the burst, and those that have taken their tokens, have length 0:
 they compute something that nobody reads and write nothing. Shapes come in buckets of rows and of attention splits; a
 graph is captured when its bucket is first met, and all share one pool of memory, as one runs at a time.
+
+Short prompts pass through the same graphs, a row for each token: launched one by one, the kernels of a pass over few
+rows take ten times as long as they run.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import chain
 from typing import Protocol
 
 import numpy as np
@@ -23,15 +24,22 @@ from torch import Tensor
 from openrl.model.base_model import BaseModel
 from openrl.model.batch import BASE_SLOT, Adapters, Attention, Batch, Segment
 from openrl.model.lora import merge_by_slot
-from openrl.sampling.burst import MAX_STEPS
-from openrl.sampling.choice import GREEDY, ChoosePlain, heat_of, is_greedy
-from openrl.sampling.decode_loop import Burst, BurstTokens
+from openrl.sampling.batcher import Slice
+from openrl.sampling.choice import GREEDY, ChoosePlain, heat_of
+from openrl.sampling.decode_loop import Burst, GoesOn, StepTokens
+from openrl.sampling.decode_state import DecodeRows, DecodeState
 from openrl.sampling.sequence import Sequence as SampledSequence
 from openrl.telemetry.logs import get_logger
 
 MAX_GRAPHS = 48
 """Captured at most; the one unused for longest goes. Each keeps its launches' parameters: some megabytes."""
 _FIRST_BUCKETS = (8, 16, 24, 32, 48, 64, 96, 128)
+SLICE_BUCKETS = (16, 64, 128, 256)
+"""Rows of prompts that are computed here, and not by the model runner."""
+MAX_SLICE_KEYS = 2**16
+"""Keys that such rows look at together, at most: each row reads those before it for itself."""
+STEPS_AHEAD = 1
+"""Steps under way behind the one that the host waits for: the device does not wait for the host."""
 _WARM_UPS = 2
 
 _log = get_logger(__name__)
@@ -40,7 +48,9 @@ _log = get_logger(__name__)
 class AttentionOver(Protocol):
     """Makes the attention of a bucket; see sampling.decode_attention."""
 
-    def __call__(self, tables_BP: Tensor, lengths_B: Tensor, num_splits: int) -> Attention: ...
+    def __call__(self, tables_BP: Tensor, lengths_B: Tensor, num_splits: int, *, are_slices: bool) -> Attention:
+        """`are_slices`: rows may follow each other in one sequence."""
+        ...
 
     def splits_for(self, longest: int) -> int:
         """The bucket of splits for sequences of so many tokens."""
@@ -88,6 +98,7 @@ class Bucket:
     num_splits: int
     num_tiles: int  # of rows of one adapter; 0: all rows are the base model's
     is_open: bool  # ends with the logits instead of a choice
+    are_slices: bool = False  # several rows of a sequence
 
 
 class GraphLoop:
@@ -98,44 +109,70 @@ class GraphLoop:
     def __init__(self, model: BaseModel, parts: Parts) -> None:
         self._model = model
         self._parts = parts
-        self._state = _State(parts.max_rows, parts.max_pages, model.vocab_size, model.device)
+        num_rows = max(bucket_of(parts.max_rows, parts.max_rows), SLICE_BUCKETS[-1])
+        self._state = DecodeState(num_rows, parts.max_pages, model.vocab_size, model.device)
         self._graphs: OrderedDict[Bucket, torch.cuda.CUDAGraph] = OrderedDict()
         self._generation = parts.adapters.generation
         self._can_capture = model.device.type == "cuda"
         self._segments: tuple[Segment, ...] = ()
 
-    def run(self, burst: Burst) -> BurstTokens:
-        choices = burst.choices
-        uniform_KB = np.where(is_greedy(choices).numpy(), GREEDY, burst.uniform_KB)
-        self._state.fill(burst.sequences, burst.num_tokens, uniform_KB, heat_of(choices).numpy())
+    def run(self, burst: Burst, goes_on: GoesOn) -> Iterator[StepTokens]:
+        choices, state = burst.choices, self._state
+        uniform_KB = np.where(choices.is_greedy.numpy(), GREEDY, burst.uniform_KB)
+        state.fill(DecodeRows.of_sequences(burst.sequences, burst.num_tokens), uniform_KB, heat_of(choices).numpy())
         num_steps, num_rows = uniform_KB.shape
         longest = max(len(sequence.tokens) for sequence in burst.sequences) + num_steps - 1
-        self._replay(self._bucket(num_rows, longest, burst.slots, is_open=False), num_steps)
-        return self._state.chosen(num_steps, num_rows)
+        bucket = self._bucket(bucket_of(num_rows, self._parts.max_rows), longest, burst.slots)
+        graph = self._graph(bucket)
+        num_seen = 0
+        for step in range(num_steps):
+            if step and not goes_on():
+                num_steps = step
+                break
+            self._run(graph, bucket)
+            state.send(step, num_rows)
+            if step >= STEPS_AHEAD:
+                yield state.chosen(num_seen, num_rows)
+                num_seen += 1
+        for step in range(num_seen, num_steps):
+            yield state.chosen(step, num_rows)
 
     def logits(self, sequences: Sequence[SampledSequence], slots: Sequence[int]) -> Float[Tensor, "B V"]:
-        num_rows = len(sequences)
-        self._state.fill(sequences, [1] * num_rows, np.full((1, num_rows), GREEDY), np.ones(num_rows, np.float32))
-        longest = max(len(sequence.tokens) for sequence in sequences)
+        rows = DecodeRows.of_sequences(sequences, [1] * len(sequences))
+        return self._open_step(rows, bucket_of(len(sequences), self._parts.max_rows), slots, are_slices=False)
+
+    def slice_logits(self, slices: Sequence[Slice], slots: Sequence[int]) -> Float[Tensor, "T V"] | None:
+        num_rows = sum(step.length for step in slices)
+        num_keys = sum(step.length * (step.start + step.length) for step in slices)
+        if num_rows > SLICE_BUCKETS[-1] or num_keys > MAX_SLICE_KEYS:
+            return None
+        row_slots = [slot for step, slot in zip(slices, slots, strict=True) for _ in range(step.length)]
+        bucket_rows = next(rows for rows in SLICE_BUCKETS if num_rows <= rows)
+        return self._open_step(DecodeRows.of_slices(slices), bucket_rows, row_slots, are_slices=True)
+
+    def _open_step(self, rows: DecodeRows, bucket_rows: int, slots: Sequence[int], *, are_slices: bool) -> Tensor:
+        """fp32 logits of the rows."""
+        num_rows = len(rows.tokens)
+        self._state.fill(rows, np.full((1, num_rows), GREEDY), np.ones(num_rows, np.float32))
         logits_RV = self._state.logits  # made before a capture
-        self._replay(self._bucket(num_rows, longest, slots, is_open=True), 1)
+        bucket = self._bucket(bucket_rows, max(rows.lengths), slots, is_open=True, are_slices=are_slices)
+        self._run(self._graph(bucket), bucket)
         return logits_RV[:num_rows]
 
-    def _bucket(self, num_rows: int, longest: int, slots: Sequence[int], *, is_open: bool) -> Bucket:
+    def _bucket(
+        self, num_rows: int, longest: int, slots: Sequence[int], *, is_open: bool = False, are_slices: bool = False
+    ) -> Bucket:
         """Where such rows belong; also tells the adapters whose rows they serve."""
-        rows = bucket_of(num_rows, self._parts.max_rows)
         self._segments = tuple(merge_by_slot(Segment(row, 1, slot) for row, slot in enumerate(slots)))
         has_adapters = any(slot != BASE_SLOT for slot in slots)
         num_tiles = self._parts.adapters.refill(self._segments) if has_adapters else 0
-        return Bucket(rows, self._parts.attention.splits_for(longest), num_tiles, is_open)
+        return Bucket(num_rows, self._parts.attention.splits_for(longest), num_tiles, is_open, are_slices)
 
-    def _replay(self, bucket: Bucket, num_steps: int) -> None:
-        graph = self._graph(bucket)
-        for _ in range(num_steps):
-            if graph is None:
-                self._step(bucket)
-            else:
-                graph.replay()
+    def _run(self, graph: torch.cuda.CUDAGraph | None, bucket: Bucket) -> None:
+        if graph is None:
+            self._step(bucket)
+        else:
+            graph.replay()
 
     def _graph(self, bucket: Bucket) -> torch.cuda.CUDAGraph | None:
         """The bucket's graph; None where its steps run one by one."""
@@ -195,7 +232,7 @@ class GraphLoop:
             token_ids_T=state.tokens_R[: bucket.num_rows],
             position_ids_T=(lengths_B - 1).clamp(min=0).long(),
             segments=self._segments,
-            attention=self._parts.attention(tables_BP, lengths_B, bucket.num_splits),
+            attention=self._parts.attention(tables_BP, lengths_B, bucket.num_splits, are_slices=bucket.are_slices),
             adapters=adapters,
         )
         hidden_BD = self._model.hidden(batch)
@@ -204,97 +241,6 @@ class GraphLoop:
             state.logits[: bucket.num_rows].copy_(logits_BV)
         else:
             state.append(logits_BV, self._parts.choose)
-
-
-class _State:
-    """Buffers at fixed addresses: what a step reads and what it leaves for the next one."""
-
-    def __init__(self, num_rows: int, num_pages: int, vocab: int, device: torch.device) -> None:
-        rows = bucket_of(num_rows, num_rows)
-        self._host = _HostRows(rows, num_pages, is_pinned=device.type == "cuda")
-        self.tokens_R = torch.zeros(rows, dtype=torch.int64, device=device)
-        self.lengths_R = torch.zeros(rows, dtype=torch.int32, device=device)  # with the current token; 0: not in use
-        self.tables_RP = torch.zeros(rows, num_pages, dtype=torch.int32, device=device)
-        self.left_R = torch.zeros(rows, dtype=torch.int32, device=device)  # tokens that the row takes in this burst
-        self.heat_R = torch.ones(rows, dtype=torch.float32, device=device)
-        self.uniform_KR = torch.zeros(MAX_STEPS, rows, dtype=torch.float64, device=device)
-        self.at_1 = torch.zeros(1, dtype=torch.int64, device=device)  # steps done
-        self.tokens_KR = torch.zeros(MAX_STEPS, rows, dtype=torch.int64, device=device)
-        self.logprobs_KR = torch.zeros(MAX_STEPS, rows, dtype=torch.float32, device=device)
-        self._vocab = vocab
-
-    @cached_property
-    def logits(self) -> Float[Tensor, "R V"]:
-        """Made when the first row asks for more than a plain choice."""
-        return torch.zeros(self.tokens_R.shape[0], self._vocab, dtype=torch.float32, device=self.tokens_R.device)
-
-    def fill(
-        self,
-        sequences: Sequence[SampledSequence],
-        num_tokens: Sequence[int],
-        uniform_KB: np.ndarray[tuple[int, int], np.dtype[np.float64]],
-        heat_B: np.ndarray[tuple[int], np.dtype[np.float32]],
-    ) -> None:
-        """Take up these sequences, in few copies that wait for nothing."""
-        host, num_rows, num_steps = self._host, len(sequences), uniform_KB.shape[0]
-        host.fill(sequences, num_tokens)
-        host.uniform_KR[:num_steps, :num_rows] = torch.from_numpy(uniform_KB)
-        host.heat_R[:num_rows] = torch.from_numpy(heat_B)
-        for device, pinned in (
-            (self.tokens_R, host.tokens_R),
-            (self.lengths_R, host.lengths_R),
-            (self.left_R, host.left_R),
-            (self.heat_R, host.heat_R),
-            (self.tables_RP[:num_rows], host.tables_RP[:num_rows]),
-            (self.uniform_KR[:num_steps], host.uniform_KR[:num_steps]),
-        ):
-            device.copy_(pinned, non_blocking=True)
-        self.at_1.zero_()
-
-    def append(self, logits_BV: Float[Tensor, "B V"], choose: ChoosePlain) -> None:
-        """Choose every row's token and make it the current one."""
-        num_rows = logits_BV.shape[0]
-        uniform_B = self.uniform_KR.index_select(0, self.at_1)[0, :num_rows]
-        tokens_B, logprobs_B = choose(logits_BV, self.heat_R[:num_rows], uniform_B)
-        self.tokens_KR[:, :num_rows].index_copy_(0, self.at_1, tokens_B[None])
-        self.logprobs_KR[:, :num_rows].index_copy_(0, self.at_1, logprobs_B[None])
-        self.tokens_R[:num_rows].copy_(tokens_B)
-        lengths_B, left_B = self.lengths_R[:num_rows], self.left_R[:num_rows]
-        self.at_1.add_(1)
-        goes_on_B = (lengths_B > 0) & (self.at_1 < left_B)
-        lengths_B.copy_(torch.where(goes_on_B, lengths_B + 1, 0))
-
-    def chosen(self, num_steps: int, num_rows: int) -> BurstTokens:
-        """What the burst chose; waits for the device."""
-        tokens_KR = self.tokens_KR[:num_steps].cpu().numpy()
-        logprobs_KR = self.logprobs_KR[:num_steps].cpu().numpy()
-        return BurstTokens(tokens_KR[:, :num_rows], logprobs_KR[:, :num_rows])
-
-
-class _HostRows:
-    """The host's side of the buffers, pinned; read by copies that end before the next burst is filled in."""
-
-    def __init__(self, num_rows: int, num_pages: int, *, is_pinned: bool) -> None:
-        self.tokens_R = torch.zeros(num_rows, dtype=torch.int64, pin_memory=is_pinned)
-        self.lengths_R = torch.zeros(num_rows, dtype=torch.int32, pin_memory=is_pinned)
-        self.left_R = torch.zeros(num_rows, dtype=torch.int32, pin_memory=is_pinned)
-        self.heat_R = torch.ones(num_rows, dtype=torch.float32, pin_memory=is_pinned)
-        self.tables_RP = torch.zeros(num_rows, num_pages, dtype=torch.int32, pin_memory=is_pinned)
-        self.uniform_KR = torch.full((MAX_STEPS, num_rows), GREEDY, dtype=torch.float64, pin_memory=is_pinned)
-
-    def fill(self, sequences: Sequence[SampledSequence], num_tokens: Sequence[int]) -> None:
-        """Sequences in order; the rows after them are not in use."""
-        num_rows = len(sequences)
-        self.tokens_R.numpy()[:num_rows] = [sequence.tokens[-1] for sequence in sequences]
-        lengths_R = self.lengths_R.numpy()
-        lengths_R[:num_rows] = [len(sequence.tokens) for sequence in sequences]
-        lengths_R[num_rows:] = 0
-        self.left_R.numpy()[:num_rows] = num_tokens
-        counts = [len(sequence.blocks) for sequence in sequences]
-        blocks = np.fromiter(chain.from_iterable(sequence.blocks for sequence in sequences), np.int32, sum(counts))
-        num_pages = max(counts)
-        is_block = np.arange(num_pages) < np.array(counts)[:, None]
-        self.tables_RP.numpy()[:num_rows, :num_pages][is_block] = blocks
 
 
 def bucket_of(num_rows: int, max_rows: int) -> int:

@@ -1,9 +1,9 @@
-"""Decodes several tokens of many sequences without a look at them in between: the interface and its slow twin.
+"""Decodes several tokens of many sequences, a step ahead of who looks at them: the interface and its slow twin.
 
 Legend: B sequences, V vocab, K steps.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -31,11 +31,14 @@ class Burst:
 
 
 @dataclass(frozen=True, slots=True)
-class BurstTokens:
-    """What a burst chose; entries beyond a sequence's `num_tokens` mean nothing."""
+class StepTokens:
+    """What one step of a burst chose; entries of sequences that have taken their `num_tokens` mean nothing."""
 
-    tokens_KB: NDArray[np.int64]
-    logprobs_KB: NDArray[np.float32]
+    tokens_B: NDArray[np.int64]
+    logprobs_B: NDArray[np.float32]
+
+
+GoesOn = Callable[[], bool]
 
 
 class DecodeLoop(Protocol):
@@ -44,12 +47,20 @@ class DecodeLoop(Protocol):
     takes_single_steps: bool
     """Whether a burst of one step costs less than a step of the engine's own."""
 
-    def run(self, burst: Burst) -> BurstTokens:
-        """The tokens that single steps would choose."""
+    def run(self, burst: Burst, goes_on: GoesOn) -> Iterator[StepTokens]:
+        """The tokens that single steps would choose, step after step.
+
+        `goes_on` is asked before each step but the first. At most one step is under way while the one before it is
+        looked at; it is still handed out when the answer is no.
+        """
         ...
 
     def logits(self, sequences: Sequence[SampledSequence], slots: Sequence[int]) -> Float[Tensor, "B V"] | None:
         """fp32 logits after the last token of each, until the next call; None: the model runner is as good."""
+        ...
+
+    def slice_logits(self, slices: Sequence[Slice], slots: Sequence[int]) -> Float[Tensor, "T V"] | None:
+        """fp32 logits of all rows of the slices, until the next call; None: the model runner is as good."""
         ...
 
 
@@ -61,11 +72,12 @@ class SteppedLoop:
     def __init__(self, runner: ModelRunner) -> None:
         self._runner = runner
 
-    def run(self, burst: Burst) -> BurstTokens:
+    def run(self, burst: Burst, goes_on: GoesOn) -> Iterator[StepTokens]:
         copies = [replace(sequence, tokens=list(sequence.tokens)) for sequence in burst.sequences]
-        tokens_KB = np.zeros(burst.uniform_KB.shape, np.int64)
-        logprobs_KB = np.zeros(burst.uniform_KB.shape, np.float32)
         for step, uniform_B in enumerate(burst.uniform_KB):
+            if step and not goes_on():
+                return
+            chosen_B = StepTokens(np.zeros(len(copies), np.int64), np.zeros(len(copies), np.float32))
             rows = [row for row, num_tokens in enumerate(burst.num_tokens) if step < num_tokens]
             chosen = burst.choices.take(torch.tensor(rows))
             uniform = torch.from_numpy(uniform_B[rows])
@@ -74,11 +86,14 @@ class SteppedLoop:
             found = self._step(sequences, [burst.slots[row] for row in rows], choices)
             for row, sequence, (token, logprob) in zip(rows, sequences, found, strict=True):
                 sequence.tokens.append(token)
-                tokens_KB[step, row], logprobs_KB[step, row] = token, logprob
-        return BurstTokens(tokens_KB, logprobs_KB)
+                chosen_B.tokens_B[row], chosen_B.logprobs_B[row] = token, logprob
+            yield chosen_B
 
     def logits(self, sequences: Sequence[SampledSequence], slots: Sequence[int]) -> None:
         del sequences, slots
+
+    def slice_logits(self, slices: Sequence[Slice], slots: Sequence[int]) -> None:
+        del slices, slots
 
     def _step(
         self, sequences: Sequence[SampledSequence], slots: Sequence[int], choices: Choices

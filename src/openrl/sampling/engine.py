@@ -19,7 +19,7 @@ from openrl.model.base_model import BaseModel
 from openrl.model.batch import BASE_SLOT
 from openrl.model.lora import AdapterBank
 from openrl.sampling.adapters import AdapterSlots
-from openrl.sampling.base import FinishedSample, SampleJob, SamplingStats
+from openrl.sampling.base import FinishedSample, HasNews, SampleJob, SamplingStats, no_news
 from openrl.sampling.batcher import Batcher, Fork, Slice
 from openrl.sampling.block_manager import BlockManager
 from openrl.sampling.burst import BurstLength
@@ -84,6 +84,7 @@ class PagedSamplingEngine:
         self._of_prompt: dict[int, ActiveRequest] = {}  # by arrival
         self._ended: list[FinishedSample] = []  # since the last step
         self._num_arrived = 0
+        self._did_prompts = False  # in the last step, while others decoded
 
     def add(self, job: SampleJob) -> None:
         assert job.request_id not in self._requests, "a request is added once"
@@ -108,6 +109,9 @@ class PagedSamplingEngine:
     def has_work(self) -> bool:
         return bool(self._requests or self._ended)
 
+    def on_news(self, wake: Callable[[], None]) -> None:
+        """Work comes from `add` alone."""
+
     def rest(self) -> None:
         if self._model.device.type == "cpu":  # elsewhere the slots' memory is nobody else's to use
             for slot in self._slots.drop_unpinned():
@@ -122,7 +126,7 @@ class PagedSamplingEngine:
         )
 
     @torch.inference_mode()
-    def step(self) -> Sequence[FinishedSample]:
+    def step(self, has_news: HasNews = no_news) -> Sequence[FinishedSample]:
         started = self._clock()
         tenants = self._turns.choose(self._batcher.num_sequences)
         plan = self._batcher.plan(tenants)
@@ -131,23 +135,40 @@ class PagedSamplingEngine:
             plan = self._batcher.plan()
         self._load_adapters()
         # Requests whose adapter could not be loaded are gone; their part of the plan goes too.
-        slices = sorted((s for s in plan.slices if self._is_live(s.sequence)), key=lambda s: self._slot(s.sequence))
         forks = [fork for fork in plan.forks if self._is_live(fork.sequence)]
-        is_decode = all(each.length == 1 for each in plan.slices)
-        num_left = [] if forks or not is_decode else self._num_left(slices)
-        num_steps, reserved = self._reserve(slices, num_left, math.inf if tenants is None else self._turns.owed_s)
+        if forks and self._loop.takes_single_steps:
+            self._step([], forks)
+            forks = []
+        slices = sorted((s for s in plan.slices if self._is_live(s.sequence)), key=lambda s: self._slot(s.sequence))
+        part = self._part(slices)
+        is_decode = all(each.length == 1 for each in part)
+        num_left = [] if forks or not is_decode else self._num_left(part)
+        max_s = math.inf if tenants is None else self._turns.owed_s
+        num_steps, reserved = self._reserve(part, num_left, max_s if len(part) == len(slices) else 0.0)
         self._cache.copy(plan.copies)
         self._cache.clear([*plan.fresh_blocks, *reserved])
         if num_steps > 1 or (num_left and self._loop.takes_single_steps):
-            self._burst(slices, num_left, num_steps)
+            num_steps = self._burst(part, num_left, num_steps, has_news)
         else:
-            self._step(slices, forks)
+            self._step(part, forks)
         seconds = self._clock() - started
         if num_left:
             self._lengths.record(num_steps, seconds)
         self._turns.record(tenants, seconds, is_decode=is_decode, num_steps=num_steps)
         ended, self._ended = self._ended, []
         return ended
+
+    def _part(self, slices: list[Slice]) -> list[Slice]:
+        """What of the plan to compute: prompts and decoding take turns where decoding has kernels of its own.
+
+        A new prompt goes first: its first token does not wait for a step of all the others, who wait for one pass.
+        """
+        prompts = [step for step in slices if step.sequence.is_prefill]
+        is_mixed = self._loop.takes_single_steps and 0 < len(prompts) < len(slices)
+        self._did_prompts = is_mixed and not self._did_prompts
+        if not is_mixed:
+            return slices
+        return prompts if self._did_prompts else [step for step in slices if not step.sequence.is_prefill]
 
     def _num_left(self, slices: list[Slice]) -> list[int]:
         """Tokens that each sequence may still take; nothing where one of them cannot join a burst."""
@@ -167,20 +188,36 @@ class PagedSamplingEngine:
         num_steps = self._lengths.num_steps(num_left, max_s, are_waiting=bool(self._batcher.waiting))
         return self._batcher.reserve(slices, num_left, num_steps)
 
-    def _burst(self, slices: list[Slice], num_left: list[int], num_steps: int) -> None:
-        """Append up to so many tokens to every sequence; end those that are complete."""
+    def _burst(self, slices: list[Slice], num_left: list[int], num_steps: int, has_news: HasNews) -> int:
+        """Append up to so many tokens to every sequence, fewer when there is news; end those that are complete.
+
+        Returns how many steps were done. A step's tokens are looked at while the device computes the next.
+        """
         sequences = [step.sequence for step in slices]
         requests = [self._of_prompt[sequence.prompt.arrival] for sequence in sequences]
         uniform_KB = uniforms_of(sequences, requests, num_steps)
         num_tokens = [min(left, num_steps) for left in num_left]
         slots = [self._slot(sequence) for sequence in sequences]
         burst = Burst(sequences, slots, num_tokens, choices_with(requests, uniform_KB[0]), uniform_KB)
-        found = self._loop.run(burst)
-        tokens_BK, logprobs_BK = found.tokens_KB.T.tolist(), found.logprobs_KB.T.tolist()
-        rows = zip(sequences, requests, num_tokens, tokens_BK, logprobs_BK, strict=True)
-        for sequence, request, count, tokens, logprobs in rows:
-            if self._is_live(sequence):
-                self._append(sequence, request, tokens[:count], logprobs[:count])
+        num_done, ended_at = 0, math.inf
+
+        def goes_on() -> bool:
+            nonlocal ended_at
+            now = self._clock()
+            ended_at = min(ended_at, now) if self._ended else math.inf
+            is_over = has_news() or self._lengths.is_over(now - ended_at)
+            return not is_over and self._any_open(sequences)
+
+        for found in self._loop.run(burst, goes_on):
+            rows = zip(sequences, requests, num_tokens, found.tokens_B.tolist(), found.logprobs_B.tolist(), strict=True)
+            for sequence, request, count, token, logprob in rows:
+                if num_done < count and sequence.stop_reason is None and self._is_live(sequence):
+                    self._append(sequence, request, token, logprob)
+            num_done += 1
+        return num_done
+
+    def _any_open(self, sequences: list[SampledSequence]) -> bool:
+        return any(sequence.stop_reason is None and self._is_live(sequence) for sequence in sequences)
 
     def _step(self, slices: list[Slice], forks: list[Fork]) -> None:
         """Compute the slices and append a token to every sequence that is complete."""
@@ -205,30 +242,35 @@ class PagedSamplingEngine:
 
     def _compute(self, slices: list[Slice]) -> tuple[list[SampledSequence], list[Tensor]]:
         """Returns the sequences complete after these slices and their logits."""
-        decoding = [step for step in slices if not step.sequence.is_prefill]
-        sequences = [step.sequence for step in decoding]
-        logits_BV = self._loop.logits(sequences, [self._slot(each) for each in sequences]) if sequences else None
+        sequences = [step.sequence for step in slices]
+        slots = [self._slot(sequence) for sequence in sequences]
+        if any(sequence.is_prefill for sequence in sequences):
+            return self._forward(slices, slots)
+        logits_BV = self._loop.logits(sequences, slots)
         if logits_BV is None:
-            return self._forward(slices)
-        others = [step for step in slices if step.sequence.is_prefill]
-        for step in decoding:
-            self._batcher.advance(step.sequence, step.start + step.length)
-        more_sequences, more_logits = self._forward(others) if others else ([], [])
-        return [*sequences, *more_sequences], [logits_BV, *more_logits]
-
-    def _forward(self, slices: list[Slice]) -> tuple[list[SampledSequence], list[Tensor]]:
-        """One forward pass and the prompt scores from it; see _compute."""
-        rows = row_ranges(slices, [self._slot(step.sequence) for step in slices])
-        hidden_TD = self._runner.hidden(slices, [part.slot for part in rows])
+            return self._forward(slices, slots)
         for step in slices:
             self._batcher.advance(step.sequence, step.start + step.length)
-        scorers = [self._of_prompt[step.sequence.prompt.arrival].scorer for step in slices]
-        score_prompts(self._runner, hidden_TD, slices, rows, scorers)
+        return sequences, [logits_BV]
+
+    def _forward(self, slices: list[Slice], slots: list[int]) -> tuple[list[SampledSequence], list[Tensor]]:
+        """One forward pass and the prompt scores from it; see _compute."""
+        rows = row_ranges(slices, slots)
         sequences = [step.sequence for step in slices if step.is_last]
-        if not sequences:
-            return [], []
         ends = [part.last for step, part in zip(slices, rows, strict=True) if step.is_last]
-        logits_MV = self._runner.logits(hidden_TD, ends)
+        is_scored = any(step.sequence.prompt.next_scored is not None for step in slices)
+        logits_TV = None if is_scored else self._loop.slice_logits(slices, slots)
+        if logits_TV is not None:
+            logits_MV = logits_TV[[end.start for end in ends]]
+        else:
+            hidden_TD = self._runner.hidden(slices, slots)
+            logits_MV = self._runner.logits(hidden_TD, ends) if ends else None
+            scorers = [self._of_prompt[step.sequence.prompt.arrival].scorer for step in slices]
+            score_prompts(self._runner, hidden_TD, slices, rows, scorers)
+        for step in slices:
+            self._batcher.advance(step.sequence, step.start + step.length)
+        if logits_MV is None or not sequences:
+            return [], []
         self._keep_prompts(sequences, logits_MV)
         return sequences, [logits_MV]
 
@@ -258,22 +300,17 @@ class PagedSamplingEngine:
             self._add_topk(sequences[rows], requests[rows], logprobs_CV)
         for sequence, request, token, logprob in zip(sequences, requests, tokens, logprobs, strict=True):
             if self._is_live(sequence):
-                self._append(sequence, request, [token], [logprob])
+                self._append(sequence, request, token, logprob)
 
-    def _append(
-        self, sequence: SampledSequence, request: ActiveRequest, tokens: list[int], logprobs: list[float]
-    ) -> None:
-        """Take a sequence's next tokens up to the one that ends it."""
-        num_finite = len(logprobs)
-        if not all(map(math.isfinite, logprobs)):
-            num_finite = next(i for i, logprob in enumerate(logprobs) if not math.isfinite(logprob))
-        watch = request.watches[sequence.sample_index]
-        count, sequence.stop_reason = request.stop_rule.cut(tokens[:num_finite], sequence.num_generated, watch)
-        if sequence.stop_reason is None and num_finite < len(tokens):
+    def _append(self, sequence: SampledSequence, request: ActiveRequest, token: int, logprob: float) -> None:
+        """Take a sequence's next token."""
+        if not math.isfinite(logprob):
             self._end(request, non_finite())
             return
-        sequence.tokens += tokens[:count]
-        sequence.logprobs += logprobs[:count]
+        sequence.tokens.append(token)
+        sequence.logprobs.append(logprob)
+        watch = request.watches[sequence.sample_index]
+        sequence.stop_reason = request.stop_rule.reason(token, sequence.num_generated, watch)
         self._batcher.advance(sequence, len(sequence.tokens) - 1)
         if sequence.stop_reason is not None:
             self._batcher.finish(sequence)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Float32, Float64, Int64
+from jaxtyping import Bool, Float, Float32, Float64, Int64
 from torch import Tensor
 
 PART = 512
@@ -32,6 +32,11 @@ class Choices:
     top_k: Int64[Tensor, " M"]  # 0: all
     top_p: Float64[Tensor, " M"]
     uniform: Float64[Tensor, " M"]  # in (0, 1)
+
+    @property
+    def is_greedy(self) -> Bool[Tensor, " M"]:
+        """Which rows take the likeliest token."""
+        return (self.temperature == 0.0) | (self.top_k == 1)
 
     def take(self, index: Tensor | slice) -> "Choices":
         """Those of some of the rows."""
@@ -61,7 +66,7 @@ def tempered_logprobs(logits_MV: Float[Tensor, "M V"], temperature: Float32[Tens
 def choose_tokens(logprobs_MV: Float[Tensor, "M V"], choices: Choices) -> Int64[Tensor, " M"]:
     """One token per row of tempered log-probabilities; rows with NaN give some token."""
     tokens_M = torch.empty(logprobs_MV.shape[0], dtype=torch.int64, device=logprobs_MV.device)
-    is_greedy = (choices.temperature == 0.0) | (choices.top_k == 1)
+    is_greedy = choices.is_greedy
     is_cut = ~is_greedy & ((choices.top_k > 0) | (choices.top_p < 1.0))
     for rows, choose in ((is_greedy, _likeliest), (is_cut, _from_cut), (~is_greedy & ~is_cut, _from_all)):
         index = rows.nonzero()[:, 0]

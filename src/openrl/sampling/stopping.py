@@ -43,17 +43,6 @@ class StopRule:
             return "stop"
         return "length" if num_generated >= self._max_new_tokens else None
 
-    def cut(self, tokens: Sequence[int], num_generated: int, watch: "StopWatch") -> tuple[int, StopReason | None]:
-        """How many of these next tokens the sample takes, and why it ends with the last of them."""
-        if not self._strings and self._token_ids.isdisjoint(tokens):
-            num_left = self.num_left(num_generated)
-            return (len(tokens), None) if len(tokens) < num_left else (num_left, "length")
-        for count, token in enumerate(tokens, 1):
-            reason = self.reason(token, num_generated + count, watch)
-            if reason is not None:
-                return count, reason
-        return len(tokens), None
-
     def num_left(self, num_generated: int) -> int:
         """Tokens that the sample may still take."""
         return self._max_new_tokens - num_generated

@@ -9,6 +9,7 @@ from typing import Literal
 
 from openrl.rpc.messages import Command, Outcome
 from openrl.store.base import RequestRow
+from openrl.store.quotas import UNBOUNDED, Bound
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class Finish:
     state: Literal["done", "failed", "cancelled"]
     outcome: Outcome
     base_model: str
+    max_stored: Bound = UNBOUNDED  # what a save must fit into
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,7 @@ class RecordSnapshot:
     seq_id: int
     key: str
     old_key: str | None
+    size_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

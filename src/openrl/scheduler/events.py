@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 
 from openrl.protocol.runs import SamplerSpec
-from openrl.rpc.messages import ExecuteDone, RunLost, RunSnapshotted, SampleDone, WorkerReady
+from openrl.rpc.messages import ExecuteDone, RunLost, RunSnapshotted, SampleDone, WorkerDraining, WorkerReady
 from openrl.store.base import RequestRow, RunRow
+from openrl.store.ledger import DEFAULT_PROJECT
+from openrl.store.quotas import DeviceUse, QuotaRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,7 @@ class RunLoaded:
     next_seq: int = 0  # the smallest number that has not finished
     finished: frozenset[int] = frozenset()  # larger numbers that have
     log: tuple[RequestRow, ...] = ()  # what a replay on top of the snapshot must run, in order
+    project_id: str = DEFAULT_PROJECT  # of its session
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,8 @@ class SamplerLoaded:
 
     sampler_id: str
     spec: SamplerSpec | None
+    session_id: str = ""
+    project_id: str = DEFAULT_PROJECT
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +62,18 @@ class WorkerGone:
 
 @dataclass(frozen=True, slots=True)
 class WorkerReported:
-    """A report that says how commands ended."""
+    """A report that says how commands ended, or that no more should come."""
 
     worker_id: str
-    report: ExecuteDone | SampleDone | RunSnapshotted | RunLost
+    report: ExecuteDone | SampleDone | RunSnapshotted | RunLost | WorkerDraining
+
+
+@dataclass(frozen=True, slots=True)
+class DrainAsked:
+    """An operator wants the worker of this name to be empty and to stay so, or to be used again."""
+
+    name: str
+    is_draining: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +82,20 @@ class SessionClosed:
 
     session_id: str
     run_ids: tuple[str, ...]  # its runs that are not closed
+
+
+@dataclass(frozen=True, slots=True)
+class QuotasRead:
+    """All quotas that are set; the first time also the device time that was used before, which is counted here then."""
+
+    quotas: tuple[QuotaRow, ...]
+    used_this_month: tuple[DeviceUse, ...] = ()
+    used_today: tuple[DeviceUse, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PauseOver:
+    """The time has come that `SchedulerState.wakes_at` told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +111,9 @@ Event = (
     | WorkerJoined
     | WorkerGone
     | WorkerReported
+    | DrainAsked
     | SessionClosed
+    | QuotasRead
+    | PauseOver
     | Tick
 )

@@ -11,8 +11,12 @@ from openrl.scheduler.events import SessionClosed
 from openrl.scheduler.store_writer import drop_ephemeral_samplers, retried
 from openrl.store.base import Blobs, Store
 from openrl.store.doomed import free_doomed_objects
-from openrl.store.unused_objects import free_custom_losses, free_snapshots, free_traces
+from openrl.store.unused_objects import free_checkpoints, free_custom_losses, free_snapshots, free_traces
 
+LOST_SAVE_S = 86400.0
+"""Files of a save are looked upon as lost when no row refers to them after this long."""
+LOST_SAVES_EVERY_S = 3600.0
+"""Telling them apart takes a listing of all checkpoints."""
 _log = structlog.get_logger(__name__)
 
 
@@ -25,12 +29,21 @@ class Housekeeping:
         self._store = store
         self._blobs = blobs
         self._session_timeout_s = session_timeout_s
+        self._next_lost_saves_at = 0.0
         self._on_closed = on_closed
+        self._last_heartbeats: dict[str, float] = {}  # of the sessions that the last sweep found silent
 
     async def expire_sessions(self, now: float) -> None:
-        """End sessions whose client has not been heard of."""
+        """End sessions whose client has not been heard of, neither for long nor since the last call.
+
+        The second condition does not depend on what our clock and those of the gateways say: their jumps end nothing.
+        """
         reason = f"no heartbeat for {self._session_timeout_s:.0f} s"
-        for session in await retried(lambda: self._store.sessions_silent_since(now - self._session_timeout_s)):
+        silent = await retried(lambda: self._store.sessions_silent_since(now - self._session_timeout_s))
+        known, self._last_heartbeats = self._last_heartbeats, {s.session_id: s.last_heartbeat_at for s in silent}
+        for session in silent:
+            if known.get(session.session_id) != session.last_heartbeat_at:
+                continue
             await retried(
                 lambda session=session: self._store.end_session(
                     session.tenant_id, session.session_id, "expired", reason
@@ -69,6 +82,9 @@ class Housekeeping:
         losses_before, traces_before = now - retention.custom_loss_retention_s, now - retention.trace_retention_s
         freed_bytes += await retried(lambda: free_custom_losses(self._store, self._blobs, losses_before))
         freed_bytes += await retried(lambda: free_traces(self._blobs, traces_before))
+        if now >= self._next_lost_saves_at:
+            self._next_lost_saves_at = now + LOST_SAVES_EVERY_S
+            freed_bytes += await retried(lambda: free_checkpoints(self._store, self._blobs, now - LOST_SAVE_S))
         if freed_bytes:
             _log.info("unused files deleted", freed_bytes=freed_bytes)
 

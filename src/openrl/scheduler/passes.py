@@ -2,7 +2,7 @@
 
 from openrl.protocol.runs import TrainingKind
 from openrl.scheduler.fleet import Fleet, SentItem, Suspect, WorkerSlot
-from openrl.scheduler.policy import MAX_EXECUTES, MAX_MISFITS, RIDING_KINDS, PassBudget
+from openrl.scheduler.policy import MAX_EXECUTES, MAX_MISFITS, MAX_NEWCOMER_EXECUTES, RIDING_KINDS, PassBudget
 from openrl.scheduler.run_queue import RunQueue
 from openrl.store.base import RequestRow
 
@@ -22,7 +22,9 @@ class Passes:
             self.withdraw(run)
             return
         request, is_replay = head
-        if not is_replay and self._fleet.is_suspect(request):
+        if not is_replay and not self._fleet.gate.ask(request):
+            self.withdraw(run)
+        elif not is_replay and self._fleet.is_suspect(request):
             self.withdraw(run)
             slot.suspects[Suspect("run", run.run_id)] = None
             self._fleet.touch_worker(slot)
@@ -49,23 +51,23 @@ class Passes:
         self._fill_for_newcomers(slot)
 
     def _fill_for_newcomers(self, slot: WorkerSlot) -> None:
-        """A full worker gets one request more of the fairest next tenant if it has nothing there: it goes ahead there.
+        """A full worker gets one request more of the fairest next tenants that have nothing there: they go ahead there.
 
-        And what comes after a gradient, so that the tenant does not wait twice. Of nobody else, so that the shares of
-        tenants who always have work hold.
+        And what comes after a gradient, so that these tenants do not wait twice. Of nobody else, so that the shares of
+        tenants who always have work hold. They share a pass, and those who come while MAX_NEWCOMER_EXECUTES are there
+        share the next: many tenants with one request each would otherwise never be packed.
         """
-        while not slot.is_quarantined():
+        while not slot.is_quarantined() and len(slot.executing) < MAX_EXECUTES + MAX_NEWCOMER_EXECUTES:
             fairest = _fairest(slot)
-            if fairest is None:
+            if fairest is None or not self._is_newcomer(slot, *fairest):
                 return
-            run, (_, kind) = self._runs[fairest[0]], fairest[1]
-            num_there = _num_executes_of(slot, _tenant_of(run))
-            if num_there >= (1 if kind in RIDING_KINDS else MAX_EXECUTES):
-                return
-            self.withdraw(run)
-            slot.share.serve(_tenant_of(run))
-            self._fleet.execute(slot, kind, [self._take(slot, run)])
-            self.refresh(run)
+            run_id, key = fairest
+            slot.share.serve(_tenant_of(self._runs[run_id]))
+            self._fleet.execute(slot, key[1], self._collect(slot, key, of_newcomers=True))
+
+    def _is_newcomer(self, slot: WorkerSlot, run_id: str, key: tuple[str, TrainingKind]) -> bool:
+        num_there = _num_executes_of(slot, _tenant_of(self._runs[run_id]))
+        return num_there < (1 if key[1] in RIDING_KINDS else MAX_EXECUTES)
 
     def send_alone(self, slot: WorkerSlot, run_id: str) -> None:
         """Send a run's head as the only thing on an empty worker, if it is still suspect."""
@@ -86,23 +88,31 @@ class Passes:
         slot.queue(run.queued_in).push(_tenant_of(run), request.position, run.run_id)
         self._fleet.touch_worker(slot)
 
-    def _collect(self, slot: WorkerSlot, key: tuple[str, TrainingKind]) -> list[SentItem]:
-        """The requests of one pass; the fairest next one always, then others while they fit."""
+    def _collect(self, slot: WorkerSlot, key: tuple[str, TrainingKind], of_newcomers: bool = False) -> list[SentItem]:
+        """The requests of one pass; the fairest next one always, then others while they fit.
+
+        `of_newcomers`: one request of each tenant, up to the first that is none.
+        """
         queue = slot.queue(key)
         budget = PassBudget(key[1], slot.ready.max_pass_tokens)
         items: list[SentItem] = []
-        aboard: set[str] = set()
+        aboard: set[str] = set()  # runs
+        tenants: set[str] = set()
         misfits: list[RunQueue] = []
         while not budget.is_full() and len(misfits) < MAX_MISFITS and (run_id := queue.pop()) is not None:
             run = self._runs[run_id]
             run.queued_in, run.queued_head = None, ""
             head = run.head()
             assert head is not None, f"run {run_id} was queued without a head"
+            if of_newcomers and (_tenant_of(run) in tenants or not self._is_newcomer(slot, run_id, key)):
+                misfits.append(run)
+                break
             is_second = run_id in aboard and key[1] not in RIDING_KINDS
             if is_second or not budget.fits(head[0].num_tokens):
                 misfits.append(run)
                 continue
             aboard.add(run_id)
+            tenants.add(_tenant_of(run))
             budget.add(head[0].num_tokens)
             items.append(self._take(slot, run))
             self.refresh(run)

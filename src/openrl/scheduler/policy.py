@@ -6,6 +6,7 @@ the virtual time of what is being served, so it neither pays for its absence nor
 """
 
 import heapq
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -14,6 +15,8 @@ from openrl.rpc.messages import WorkerReady
 
 MAX_EXECUTES = 2
 """Executes a worker holds: one runs, the next is ready, so that the device never waits for us."""
+MAX_NEWCOMER_EXECUTES = 2
+"""More of them, of tenants that have nothing there: a gradient, and the step after it or what others came with."""
 MAX_LOSSES = 3
 """A request that was on a worker at this many worker losses is failed."""
 MIN_COST_TOKENS = 256
@@ -28,7 +31,7 @@ class FairShare:
     """The virtual times of the tenants that share one resource; `shares` weighs some of them, the others weigh 1."""
 
     def __init__(self, shares: Mapping[str, float] | None = None) -> None:
-        self._shares = shares or {}
+        self._shares = {} if shares is None else shares  # not a copy: they may change
         self._now = 0.0
         self._times: dict[str, float] = {}
 
@@ -46,9 +49,11 @@ class FairShare:
 
     def charge(self, tenant_id: str, num_tokens: int) -> None:
         """The tenant was given this much work."""
-        self._times[tenant_id] = self.time_of(tenant_id) + max(num_tokens, MIN_COST_TOKENS) / self._shares.get(
-            tenant_id, 1.0
-        )
+        self._times[tenant_id] = self.time_of(tenant_id) + self.cost_of(tenant_id, num_tokens)
+
+    def cost_of(self, tenant_id: str, num_tokens: int) -> float:
+        """By how much that much work moves the tenant's virtual time."""
+        return max(num_tokens, MIN_COST_TOKENS) / self._shares.get(tenant_id, 1.0)
 
 
 class FairQueue:
@@ -62,6 +67,7 @@ class FairQueue:
         self.share = share
         self._entries: dict[str, tuple[str, int]] = {}
         self._by_tenant: dict[str, list[tuple[int, str]]] = {}
+        self._num_items: Counter[str] = Counter()  # by tenant
         self._tenants: list[tuple[float, str]] = []  # one entry per key of _by_tenant; its time may lag
 
     def __len__(self) -> int:
@@ -69,7 +75,9 @@ class FairQueue:
 
     def push(self, tenant_id: str, order: int, item: str) -> None:
         """Add an item, or change its order."""
+        self.discard(item)
         self._entries[item] = (tenant_id, order)
+        self._num_items[tenant_id] += 1
         self.share.arrive(tenant_id)
         if tenant_id not in self._by_tenant:
             self._by_tenant[tenant_id] = []
@@ -78,7 +86,15 @@ class FairQueue:
 
     def discard(self, item: str) -> None:
         """Remove an item if it is here."""
-        self._entries.pop(item, None)
+        entry = self._entries.pop(item, None)
+        if entry is not None:
+            self._num_items[entry[0]] -= 1
+            if not self._num_items[entry[0]]:
+                del self._num_items[entry[0]]
+
+    def num_items(self, tenant_id: str) -> int:
+        """How many items a tenant has here."""
+        return self._num_items[tenant_id]
 
     def peek(self) -> tuple[float, int, str] | None:
         """Virtual time of its tenant, order and name of the next item."""
@@ -182,7 +198,24 @@ def has_part(load: SampleLoad, wanted: int) -> bool:
 
     It may always have that, however full the worker is: the engine makes way for it.
     """
-    return load.num_of_tenant == 0 or (load.num_of_tenant + wanted) * load.num_tenants <= load.max_sequences
+    return is_part(load.num_of_tenant, wanted, load.num_tenants, load.max_sequences)
+
+
+def is_part(num_of_tenant: int, wanted: int, num_tenants: int, max_sequences: int) -> bool:
+    """See has_part."""
+    return num_of_tenant == 0 or (num_of_tenant + wanted) * num_tenants <= max_sequences
+
+
+def may_overtake(load: SampleLoad, wanted: int, num_waiting: int, lead: float) -> bool:
+    """Whether a tenant that is not the furthest behind gets its part of a full worker; `lead`: by so many requests.
+
+    Always if that is all it has waiting. A tenant with more waits when it is its part ahead: the engine serves faster
+    who has little there, and would so bring it more and more of what others wait for as long.
+    """
+    is_all = load.num_of_tenant + num_waiting == 1
+    has_all = (load.num_of_tenant + wanted * num_waiting) * load.num_tenants <= load.max_sequences
+    is_within = lead <= 0 or wanted * (lead + 1) * load.num_tenants <= load.max_sequences
+    return has_part(load, wanted) and (is_all or has_all or is_within)
 
 
 def choose_sample_worker(

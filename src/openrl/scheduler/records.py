@@ -18,6 +18,7 @@ def finished_request(finish: Finish, now: float) -> FinishedRequest:
         category=outcome.category,
         checkpoint=checkpoint_row(saved, finish.request, now) if saved is not None and saved.name else None,
         may_replace=saved is None or saved.may_replace,
+        max_stored=finish.max_stored,
         sampler=sampler_row(saved, finish, now) if saved is not None and saved.sampler_id else None,
         num_tokens=outcome.num_tokens,
         num_sampled_tokens=outcome.num_sampled_tokens,
@@ -53,4 +54,5 @@ def sampler_row(saved: SavedCheckpoint, finish: Finish, now: float) -> SamplerRo
         sampling_session_seq_id=saved.sampling_session_seq_id,
         adapter_key=saved.key,
         is_ephemeral=True,
+        size_bytes=saved.size_bytes,
     )

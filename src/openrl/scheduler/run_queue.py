@@ -31,6 +31,7 @@ class RunQueue:
     replaying: dict[int, RequestRow] = field(default_factory=dict[int, RequestRow])
     unsaved_s: dict[int, float] = field(default_factory=dict[int, float])  # device time of the log by number
     unsaved_total_s: float = 0.0
+    unsaved_at: dict[int, float] = field(default_factory=dict[int, float])  # when these ended, or were loaded
     is_loading: bool = False
     is_closing: bool = False
     unload: RequestRow | None = None  # closes the run once everything before it is done and saved
@@ -62,7 +63,7 @@ class RunQueue:
         self.waiting[seq_id] = request
         return True
 
-    def load(self, loaded: RunLoaded) -> list[RequestRow]:
+    def load(self, loaded: RunLoaded, now: float = 0.0) -> list[RequestRow]:
         """Take the durable state; returns waiting requests that turn out to have finished."""
         self.is_loading = False
         self.row = loaded.run
@@ -73,6 +74,7 @@ class RunQueue:
         self.replay = deque(loaded.log)
         self.unsaved_s = {request.seq_id: 0.0 for request in loaded.log}
         self.unsaved_total_s = 0.0
+        self.unsaved_at = dict.fromkeys(self.unsaved_s, now)
         known = [seq for seq in self.waiting if seq < self.next_seq or seq in self.finished]
         return [self.waiting.pop(seq) for seq in known]
 
@@ -129,6 +131,7 @@ class RunQueue:
         """Requests up to here are in the snapshot."""
         for seq in [seq for seq in self.unsaved_s if seq <= seq_id]:
             self.unsaved_total_s -= self.unsaved_s.pop(seq)
+            self.unsaved_at.pop(seq, None)
         if not self.unsaved_s:
             self.unsaved_total_s = 0.0
 
@@ -157,6 +160,7 @@ class RunQueue:
     def _add_busy(self, seq_id: int, busy_s: float) -> None:
         self.unsaved_total_s += busy_s - self.unsaved_s.get(seq_id, 0.0)
         self.unsaved_s[seq_id] = busy_s
+        self.unsaved_at.setdefault(seq_id, self.changed_at)
 
     def _step_over_finished(self) -> None:
         while self.next_seq in self.finished:

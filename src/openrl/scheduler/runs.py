@@ -1,6 +1,6 @@
 """Brings runs to workers and away from them: loading, placing, replaying, saving, closing, losing."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import assert_never
 
@@ -8,6 +8,7 @@ from openrl.errors import ErrorCategory
 from openrl.rpc.messages import CloseRun, ExecuteDone, OpenRun, Outcome, RunLost, RunSnapshotted, SnapshotRun
 from openrl.scheduler.actions import LoadRun, MarkRunClosed, RecordSnapshot
 from openrl.scheduler.events import RunLoaded
+from openrl.scheduler.figures import Unsaved
 from openrl.scheduler.fleet import Fleet, SentItem, WorkerSlot
 from openrl.scheduler.passes import Passes
 from openrl.scheduler.policy import MAX_LOSSES, choose_run_worker
@@ -47,7 +48,9 @@ class Runs:
         run = self._runs.get(loaded.run_id)
         if run is None or not run.is_loading:
             return
-        for request in run.load(loaded):
+        if loaded.run is not None:
+            self._fleet.gate.note_project(loaded.run.session_id, loaded.project_id)
+        for request in run.load(loaded, self._fleet.now):
             self._places.pop(request.request_id, None)
         if loaded.run is None or loaded.run.is_closed:
             self._refuse(run, "the run is closed" if loaded.run else "there is no such run", "user")
@@ -70,6 +73,46 @@ class Runs:
             self._advance(run)
         return True
 
+    def granted(self, request_id: str) -> bool:
+        """A request that its quotas held back may start; False if it is not ours."""
+        place = self._places.get(request_id)
+        if place is None:
+            return False
+        run = self._runs[place[0]]
+        if run.worker_id is not None:
+            self.passes.refresh(run)
+        return True
+
+    def hold_back(self, tenant_id: str) -> None:
+        """What the tenant's runs have ready to be sent asks for leave again."""
+        for run in self._runs.values():
+            if run.queued_in is not None and run.row is not None and run.row.spec.tenant_id == tenant_id:
+                head = run.head()
+                assert head is not None, f"run {run.run_id} is queued without a head"
+                self.passes.withdraw(run)
+                if not head[1]:
+                    self._fleet.gate.revoke(head[0])
+                self.passes.refresh(run)
+
+    def num_runs(self) -> int:
+        """Runs that have something waiting, or are on a worker."""
+        return len(self._runs)
+
+    def waiting(self) -> Iterator[RequestRow]:
+        """Requests that no worker has."""
+        for run in self._runs.values():
+            yield from run.waiting.values()
+
+    def unsaved(self, now: float) -> dict[str, Unsaved]:
+        """By worker, what would be lost with it and done again."""
+        found = {worker_id: Unsaved() for worker_id in self._fleet.workers}
+        for run in self._runs.values():
+            if run.worker_id is not None and run.unsaved_at:
+                there = found[run.worker_id]
+                there.age_s = max(there.age_s, now - min(run.unsaved_at.values()))
+                there.replay_s = max(there.replay_s, run.unsaved_total_s)
+        return found
+
     def close(self, run_ids: Sequence[str]) -> None:
         """Finish what can be finished of these runs, save and close them."""
         for run_id in run_ids:
@@ -78,7 +121,7 @@ class Runs:
             self._advance(run)
 
     def worker_joined(self) -> None:
-        """Place the runs that found no worker."""
+        """Place the runs that found no worker: one has come, or may be used again."""
         unplaced, self._unplaced = self._unplaced, {}
         for run_id in unplaced:
             if run_id in self._runs:
@@ -91,12 +134,18 @@ class Runs:
             run.num_replay_losses += bool(run.replaying)
             run.queued_in, run.queued_head, run.lost_reason = None, "", ""
             for request in run.leave_worker():
+                self._fleet.gate.revoke(request)
                 if not self._fleet.survives_loss(request):
                     self._drop(run, request)
             if run.num_replay_losses >= MAX_LOSSES:
                 self._refuse(run, f"the worker was lost {MAX_LOSSES} times while it replayed this run", "server")
             else:
                 self._advance(run)
+
+    def drain(self, slot: WorkerSlot) -> None:
+        """The worker is about to end: save its runs and take them away."""
+        for run_id in list(slot.runs):
+            self._advance(self._runs[run_id])
 
     def report(self, slot: WorkerSlot, report: ExecuteDone | RunSnapshotted | RunLost) -> None:
         """A worker says how training commands ended."""
@@ -127,7 +176,7 @@ class Runs:
         """Do whatever the run's state allows next."""
         if run.is_loading:
             return
-        if run.lost_reason and not run.is_in_flight():
+        if (run.lost_reason or self._may_move(run)) and not run.is_in_flight():
             self._detach(run)
         if run.row is None:
             self._load_or_forget(run)
@@ -150,8 +199,10 @@ class Runs:
 
     def _place(self, run: RunQueue) -> None:
         assert run.row is not None
-        candidates = [(slot.ready, slot.worker_id, len(slot.runs)) for slot in self._fleet.workers.values()]
-        worker_id = choose_run_worker(candidates, run.row.spec.base_model)
+        base_model = run.row.spec.base_model
+        candidates = [slot for slot in self._fleet.workers.values() if slot.takes(base_model, "train")]
+        loads = [(slot.ready, slot.worker_id, len(slot.runs)) for slot in candidates]
+        worker_id = choose_run_worker(loads, base_model)
         if worker_id is None:
             self._unplaced[run.run_id] = None
             return
@@ -162,8 +213,19 @@ class Runs:
     def _snapshot_if_due(self, run: RunQueue) -> None:
         if run.replay or run.replaying or not run.unsaved_s or run.lost_reason:
             return
-        if run.snapshot_due or run.unsaved_total_s > self._max_replay_s:
+        if run.snapshot_due or run.unsaved_total_s > self._max_replay_s or self._is_on_draining_worker(run):
             self._snapshot(run)
+
+    def _is_on_draining_worker(self, run: RunQueue) -> bool:
+        return run.worker_id is not None and self._fleet.workers[run.worker_id].is_draining
+
+    def _may_move(self, run: RunQueue) -> bool:
+        """Whether the run's worker is about to end and nothing is gained by staying there."""
+        if not self._is_on_draining_worker(run):
+            return False
+        self._record_snapshot(run)
+        can_be_saved = not run.replay and not run.num_snapshot_failures
+        return not (run.unsaved_s and can_be_saved)
 
     def _snapshot(self, run: RunQueue) -> None:
         if run.snapshot_is_out or run.snapshot_pending is not None or self._fleet.now < run.snapshot_not_before:
@@ -186,7 +248,7 @@ class Runs:
         if saved.seq_id <= run.row.snapshot_seq_id:
             return  # from before the run was opened anew
         run.mark_saved(saved.seq_id)
-        self._fleet.act(RecordSnapshot(run.run_id, saved.seq_id, saved.key, run.row.snapshot_key))
+        self._fleet.act(RecordSnapshot(run.run_id, saved.seq_id, saved.key, run.row.snapshot_key, saved.size_bytes))
         run.row = replace(run.row, snapshot_key=saved.key, snapshot_seq_id=saved.seq_id)
 
     def _close_drained(self, run: RunQueue) -> None:

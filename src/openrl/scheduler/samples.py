@@ -1,14 +1,24 @@
 """Sends sample requests to workers, fairly between tenants, as room becomes free."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from openrl.protocol.runs import SamplerSpec
 from openrl.rpc.messages import Cancel, Outcome, Sample
 from openrl.scheduler.actions import LoadSampler
+from openrl.scheduler.events import SamplerLoaded
 from openrl.scheduler.fleet import Fleet, Suspect, WorkerSlot, sequences_of, work_item
-from openrl.scheduler.policy import FairQueue, FairShare, SampleLoad, choose_sample_worker, has_part, has_room
+from openrl.scheduler.policy import (
+    FairQueue,
+    FairShare,
+    SampleLoad,
+    choose_sample_worker,
+    has_room,
+    is_part,
+    may_overtake,
+)
 from openrl.store.base import RequestRow
 
 _SAMPLERS_REMEMBERED = 8192
@@ -50,9 +60,11 @@ class Samples:
                 self._loading[request.sampler_id] = [request.request_id]
                 self._fleet.act(LoadSampler(request.sampler_id, request.tenant_id))
 
-    def load(self, sampler_id: str, spec: SamplerSpec | None) -> None:
+    def load(self, loaded: SamplerLoaded) -> None:
         """A sampler was read."""
+        sampler_id, spec = loaded.sampler_id, loaded.spec
         if spec is not None:
+            self._fleet.gate.note_project(loaded.session_id, loaded.project_id)
             self._samplers[sampler_id] = spec
             if len(self._samplers) > _SAMPLERS_REMEMBERED:
                 self._samplers.popitem(last=False)
@@ -81,6 +93,26 @@ class Samples:
         self._fleet.cancel(entry.request)
         return True
 
+    def granted(self, request_id: str) -> bool:
+        """A request that its quotas held back may start; False if it is not ours."""
+        entry = self._entries.get(request_id)
+        if entry is None:
+            return False
+        assert entry.spec is not None, f"sample {request_id} asked before its sampler was loaded"
+        self._wait(entry, entry.spec)
+        return True
+
+    def hold_back(self, tenant_id: str) -> None:
+        """What the tenant has ready to be sent asks for leave again."""
+        for request_id, entry in self._entries.items():
+            if entry.request.tenant_id == tenant_id and entry.spec is not None and entry.worker_id is None:
+                self._queues[entry.spec.base_model].discard(request_id)
+                self._fleet.gate.revoke(entry.request)
+
+    def waiting(self) -> Iterator[RequestRow]:
+        """Those that no worker has."""
+        return (entry.request for entry in self._entries.values() if entry.worker_id is None)
+
     def cancel_session(self, session_id: str) -> None:
         """Drop all requests of a session."""
         ids = [key for key, entry in self._entries.items() if entry.request.session_id == session_id]
@@ -104,15 +136,21 @@ class Samples:
         for request_id in slot.samples:
             entry = self._entries[request_id]
             entry.worker_id = None
+            self._fleet.gate.revoke(entry.request)
             if self._fleet.survives_loss(entry.request):
                 assert entry.spec is not None
                 self._wait(entry, entry.spec)
             else:
                 del self._entries[request_id]
+        self.drain(slot)
+
+    def drain(self, slot: WorkerSlot) -> None:
+        """Suspects that wait for a worker which gets nothing more wait for another."""
         for suspect in slot.suspects:
             entry = self._entries.get(suspect.name) if suspect.kind == "sample" else None
             if entry is not None and entry.spec is not None:
                 self._wait(entry, entry.spec)
+        slot.suspects.clear()
 
     def dispatch(self, base_model: str) -> None:
         """Send waiting requests while a worker has room.
@@ -120,7 +158,7 @@ class Samples:
         Those behind the fairest next one wait with it, but for what tenants may have however full the workers are.
         """
         queue = self._queues.get(base_model)
-        slots = [slot for slot in self._fleet.workers.values() if base_model in slot.ready.base_models]
+        slots = [slot for slot in self._fleet.workers.values() if slot.takes(base_model, "sample")]
         while queue is not None and (head := queue.peek()) is not None:
             entry = self._entries[head[2]]
             if self._fleet.is_suspect(entry.request):
@@ -130,7 +168,7 @@ class Samples:
                 queue.discard(head[2])
                 slot.suspects[Suspect("sample", head[2])] = None
                 self._fleet.touch_worker(slot)
-            elif not self._send_next(queue, slots):
+            elif not self._send_next(queue, slots, entry):
                 return
 
     def send_alone(self, slot: WorkerSlot, request_id: str) -> None:
@@ -145,21 +183,42 @@ class Samples:
         if spec.base_model not in self._queues:
             self._queues[spec.base_model] = FairQueue(FairShare(self._fleet.tenant_shares))
         request = entry.request
+        if not self._fleet.gate.ask(request):
+            return
         self._queues[spec.base_model].push(request.tenant_id, request.position, request.request_id)
         self._fleet.touched_models[spec.base_model] = None
 
-    def _send_next(self, queue: FairQueue, slots: Sequence[WorkerSlot]) -> bool:
+    def _send_next(self, queue: FairQueue, slots: Sequence[WorkerSlot], head: SampleEntry) -> bool:
         """Send one request; False where no worker is open to any."""
-        for place, request_id in enumerate(queue.heads()):
-            entry = self._entries[request_id]
-            if place and self._fleet.is_suspect(entry.request):
+        slot = self._choose(slots, head, has_room)
+        if slot is None:
+            return self._send_overtaking(queue, slots, head)
+        # Not for who overtakes: others would be moved along, and lose what they are behind.
+        queue.share.serve(head.request.tenant_id)
+        self._send_queued(queue, slot, head)
+        return True
+
+    def _send_overtaking(self, queue: FairQueue, slots: Sequence[WorkerSlot], head: SampleEntry) -> bool:
+        """Send one request of a tenant that has its part coming though the head has to wait."""
+        share = queue.share
+        head_time = share.time_of(head.request.tenant_id)
+        for entry in [self._entries[request_id] for request_id in queue.heads()]:
+            tenant_id, wanted = entry.request.tenant_id, sequences_of(entry.request)
+            if entry is head or not any(_has_part(slot, tenant_id, wanted) for slot in slots):
                 continue
-            slot = self._choose(slots, entry, has_part if place else has_room)
+            if self._fleet.is_suspect(entry.request):
+                continue
+            lead = (share.time_of(tenant_id) - head_time) / share.cost_of(tenant_id, entry.request.num_tokens)
+            is_open = partial(may_overtake, num_waiting=queue.num_items(tenant_id), lead=lead)
+            slot = self._choose(slots, entry, is_open)
             if slot is not None:
-                queue.discard(request_id)
-                self._send(slot, entry)
+                self._send_queued(queue, slot, entry)
                 return True
         return False
+
+    def _send_queued(self, queue: FairQueue, slot: WorkerSlot, entry: SampleEntry) -> None:
+        queue.discard(entry.request.request_id)
+        self._send(slot, entry)
 
     def _choose(
         self, slots: Sequence[WorkerSlot], entry: SampleEntry, is_open: Callable[[SampleLoad, int], bool]
@@ -173,7 +232,7 @@ class Samples:
                 slot.ready.max_sequences,
                 has_adapter=key is None or key in slot.adapters,
                 num_of_tenant=slot.sequences[tenant_id],
-                num_tenants=len(slot.sequences.keys() | {tenant_id}),
+                num_tenants=len(slot.sequences) + (tenant_id not in slot.sequences),
             )
             for slot in slots
             if not slot.is_quarantined()
@@ -184,7 +243,6 @@ class Samples:
     def _send(self, slot: WorkerSlot, entry: SampleEntry) -> None:
         assert entry.spec is not None
         queue = self._queues[entry.spec.base_model]
-        queue.share.serve(entry.request.tenant_id)
         queue.share.charge(entry.request.tenant_id, entry.request.num_tokens)
         entry.worker_id = slot.worker_id
         slot.add_sample(entry.request, entry.spec.adapter_key)
@@ -194,3 +252,8 @@ class Samples:
         self._fleet.touch_worker(slot)
         for base_model in slot.ready.base_models:
             self._fleet.touched_models[base_model] = None
+
+
+def _has_part(slot: WorkerSlot, tenant_id: str, wanted: int) -> bool:
+    num_tenants = len(slot.sequences) + (tenant_id not in slot.sequences)
+    return is_part(slot.sequences.get(tenant_id, 0), wanted, num_tenants, slot.ready.max_sequences)

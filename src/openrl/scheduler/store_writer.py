@@ -6,13 +6,14 @@ from typing import TypeVar
 
 import structlog
 
-from openrl.errors import NotFound, Unavailable
+from openrl.errors import LeaseLost, NotFound, Unavailable
 from openrl.protocol.runs import SamplerSpec
 from openrl.scheduler.actions import Finish, LoadRun, LoadSampler, MarkRunClosed, RecordSnapshot
 from openrl.scheduler.events import RunLoaded, SamplerLoaded
 from openrl.scheduler.records import finished_request
 from openrl.store.base import Blobs, CheckpointRow, Store
 from openrl.store.doomed import free_doomed_objects
+from openrl.store.ledger import DEFAULT_PROJECT
 from openrl.store.object_keys import read_snapshot_key
 
 StoreAction = Finish | LoadRun | LoadSampler | RecordSnapshot | MarkRunClosed
@@ -87,13 +88,14 @@ class StoreWriter:
         now = self._clock()
         rows = [finished_request(finish, now) for finish in finishes]
         await retried(lambda: self._store.finish(rows))
-        if any(row.checkpoint is not None for row in rows):  # it may have replaced one, or found its name taken
+        if any(row.checkpoint is not None or row.sampler is not None for row in rows):  # one may be replaced or refused
             await retried(lambda: free_doomed_objects(self._store, self._blobs))
 
     async def _record_snapshot(self, action: RecordSnapshot) -> None:
-        await retried(lambda: self._store.record_snapshot(action.run_id, action.seq_id, action.key))
+        await retried(lambda: self._store.record_snapshot(action.run_id, action.seq_id, action.key, action.size_bytes))
         if action.old_key is not None and action.old_key != action.key:
             await delete_object(self._blobs, action.old_key)
+        await retried(lambda: free_doomed_objects(self._store, self._blobs))  # some may have waited for this snapshot
 
     async def _close_run(self, action: MarkRunClosed) -> None:
         session = await retried(lambda: self._store.get_session(action.tenant_id, action.session_id))
@@ -128,7 +130,8 @@ class StoreWriter:
             self._on_loaded(RunLoaded(run_id, None))
             return
         log = await retried(lambda: self._store.run_log(run_id, run.snapshot_seq_id))
-        self._on_loaded(RunLoaded(run_id, run, next_seq, finished, log))
+        project_id = await self._project_of(run.spec.tenant_id, run.session_id)
+        self._on_loaded(RunLoaded(run_id, run, next_seq, finished, log, project_id))
 
     async def _load_sampler(self, action: LoadSampler) -> None:
         try:
@@ -136,15 +139,26 @@ class StoreWriter:
         except NotFound:
             self._on_loaded(SamplerLoaded(action.sampler_id, None))
             return
-        self._on_loaded(SamplerLoaded(action.sampler_id, SamplerSpec(row.sampler_id, row.base_model, row.adapter_key)))
+        project_id = await self._project_of(row.tenant_id, row.session_id)
+        spec = SamplerSpec(row.sampler_id, row.base_model, row.adapter_key)
+        self._on_loaded(SamplerLoaded(action.sampler_id, spec, row.session_id, project_id))
+
+    async def _project_of(self, tenant_id: str, session_id: str) -> str:
+        try:
+            session = await retried(lambda: self._store.get_session(tenant_id, session_id))
+        except NotFound:
+            return DEFAULT_PROJECT
+        return session.project_id
 
 
 async def retried(call: Callable[[], Awaitable[T]]) -> T:
-    """The result of `call`, tried again with growing pauses while the store cannot be reached."""
+    """The result of `call`, tried again with growing pauses while the store cannot be reached; raises LeaseLost."""
     pause_s = _FIRST_RETRY_S
     while True:
         try:
             return await call()
+        except LeaseLost:  # it comes back to nobody: what we would write is another's to decide
+            raise
         except (Unavailable, OSError) as error:
             _log.warning("store unavailable", error=str(error), retry_s=pause_s)
             await asyncio.sleep(pause_s)

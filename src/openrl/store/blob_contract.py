@@ -1,16 +1,27 @@
 """The contract of payloads and files: bytes that rows refer to."""
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from typing import Protocol
 
 
 class Blobs(Protocol):
     """Bytes that are too large for rows. Thread-safe and synchronous: call from a thread.
 
+    What cannot be done at the moment (disk full, store out of reach) raises Unavailable and leaves what was there.
+
     Two kinds: *payloads*, small and many, appended in groups to pack files and addressed by an
     opaque ref; *objects*, directories of files under a key ("checkpoints/<id>"), written whole or
     not at all.
     """
+
+    def check(self) -> None:
+        """Raises Unavailable where nothing can be written."""
+        ...
+
+    def close(self) -> None:
+        """Let go of locks, files and threads; a process that just ends does the same."""
+        ...
 
     def put_payloads(self, payloads: Sequence[bytes]) -> list[str]:
         """Append all with one flush to disk; returns their refs."""
@@ -31,10 +42,11 @@ class Blobs(Protocol):
         """Bytes of a payload, told by its ref alone; raises NotFound for what is no ref."""
         ...
 
-    def sweep_packs(self, is_live: "PackInUse") -> int:
-        """Delete every closed pack for which `is_live(pack_name)` is false; returns freed bytes.
+    def sweep_packs(self, in_use: "PacksInUse") -> int:
+        """Delete every closed pack that is not in use; returns freed bytes.
 
-        A pack that was just written is kept: the row that refers to it may not be committed yet.
+        A pack that was just written is kept: the row that refers to it may not be committed yet. Now and then it also
+        deletes what writes of objects left behind that were cut short long ago.
         """
         ...
 
@@ -66,7 +78,7 @@ class Blobs(Protocol):
         ...
 
 
-class PackInUse(Protocol):
-    """Tells whether any row still refers to a pack."""
+class PacksInUse(Protocol):
+    """Tells which of these packs any row still refers to; asked for some hundred at a time."""
 
-    def __call__(self, pack: str) -> bool: ...
+    def __call__(self, packs: Sequence[str], /) -> AbstractSet[str]: ...

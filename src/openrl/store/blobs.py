@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from openrl.store.base import PackInUse
+from openrl.store.base import PacksInUse
 from openrl.store.disk import unavailable_if_it_fails
 from openrl.store.objects import ObjectDirectory
 from openrl.store.packs import PayloadPacks
@@ -27,9 +27,11 @@ class DirectoryBlobs:
             self._objects = ObjectDirectory(root / "objects", root / "tmp")
 
     def close(self) -> None:
-        """Let go of locks and files; a process that just ends does the same."""
         self._packs.close()
         self._objects.close()
+
+    def check(self) -> None:
+        self._objects.check()
 
     def put_payloads(self, payloads: Sequence[bytes]) -> list[str]:
         return self._packs.put(payloads)
@@ -43,8 +45,8 @@ class DirectoryBlobs:
     def payload_size(self, ref: str) -> int:
         return self._packs.size_of(ref)
 
-    def sweep_packs(self, is_live: PackInUse) -> int:
-        return self._packs.sweep(is_live)
+    def sweep_packs(self, in_use: PacksInUse) -> int:
+        return self._packs.sweep(in_use)
 
     def put_object(self, key: str, files: dict[str, bytes]) -> int:
         return self._objects.put(key, files)

@@ -5,14 +5,16 @@ from dataclasses import replace
 from sqlalchemy import Connection
 
 from openrl.errors import InvalidRequest, NotFound
+from openrl.store import quota_rows
 from openrl.store.base import CheckpointRow, RunRow, SessionRow
 from openrl.store.checkpoints import is_object_used, owned_checkpoint, put_checkpoint
+from openrl.store.quotas import Bound
 from openrl.store.runs import insert_run, repeated_run
 from openrl.store.sessions import create_session
 
 
 def copy_checkpoint(
-    connection: Connection, copy: CheckpointRow, run: RunRow, session: SessionRow | None
+    connection: Connection, copy: CheckpointRow, run: RunRow, session: SessionRow | None, max_stored: Bound
 ) -> CheckpointRow:
     """Insert the copy with its run and its session; the first copy if this is a repetition."""
     if session is not None:
@@ -24,6 +26,7 @@ def copy_checkpoint(
     check_session(run, session)
     if not is_object_used(connection, copy.key):
         raise NotFound.of("checkpoint", str(run.copied_from))
+    quota_rows.check_stored(connection, copy, run.session_id, max_stored)
     insert_run(connection, run)
     put_checkpoint(connection, copy, "copy")
     return copy

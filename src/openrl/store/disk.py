@@ -7,15 +7,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from openrl.errors import Unavailable
+from openrl.telemetry.logs import get_logger
+
+_log = get_logger(__name__)
 
 
 @contextmanager
 def unavailable_if_it_fails(what: str) -> Generator[None, None, None]:
-    """Turns an OSError (disk full, no permission) into Unavailable."""
+    """Turns an OSError (disk full, no permission) into Unavailable, without the name of a file."""
     try:
         yield
     except OSError as error:
-        raise Unavailable(f"cannot {what}: {error}") from error
+        _log.warning("disk failed", action=what, error=str(error))
+        raise Unavailable(f"cannot {what}: {error.strerror or type(error).__name__}") from error
 
 
 def write_all(fd: int, data: bytes) -> None:

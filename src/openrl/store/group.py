@@ -6,11 +6,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import InternalError, OperationalError, StatementError
+from sqlalchemy.exc import DBAPIError, InternalError, OperationalError, StatementError
 
 from openrl.errors import InvalidRequest, OpenRLError, Unavailable
-from openrl.store import requests, runs
+from openrl.store import leases, quota_rows, requests, runs
 from openrl.store.base import Blobs, FinishedRequest, RequestRow, RunRow
+from openrl.store.cluster import Lease
+from openrl.store.quotas import UNBOUNDED, Bound
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,7 @@ class CreateRun:
     run: RunRow
     request: RequestRow
     payload: bytes
+    max_live: Bound = UNBOUNDED
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,22 +45,46 @@ class Change:
     """Any other write."""
 
     apply: Callable[[Connection], Any]
+    is_fenced: bool = True
 
 
 Write = Enqueue | CreateRun | Finish | Change
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Committed:
     """One answer per write, in order (an exception where it failed), and the request rows that changed."""
 
     answers: list[Any]
     arrived: list[RequestRow] = field(default_factory=list[RequestRow])  # in order of position
     ended: list[RequestRow] = field(default_factory=list[RequestRow])
+    after: int = 0  # position of the last request before those that arrived
+    number: int = 0  # of the group among those of its writer
 
 
-def apply_group(connection: Connection, writes: Sequence[Write], blobs: Blobs, is_careful: bool = False) -> Committed:
-    """Apply all writes; the caller commits.
+Refs = Sequence[str | Unavailable]
+"""Of each write: where its payload is, or why it could not be put there; empty where it has none."""
+
+
+def put_payloads(writes: Sequence[Write], blobs: Blobs) -> Refs:
+    """Put the payloads of all that arrives, at once.
+
+    Comes before the transaction: an object store may take longer than others should wait for the write lock.
+    """
+    payloads = [write.payload for write in writes if isinstance(write, Enqueue | CreateRun)]
+    if not payloads:
+        return [""] * len(writes)
+    try:
+        refs = iter(blobs.put_payloads(payloads))
+    except Unavailable as error:
+        return [error] * len(writes)
+    return [next(refs) if isinstance(write, Enqueue | CreateRun) else "" for write in writes]
+
+
+def apply_group(
+    connection: Connection, writes: Sequence[Write], refs: Refs, fence: Lease | None = None, is_careful: bool = False
+) -> Committed:
+    """Apply all writes; the caller commits. When another process has had the lease `fence`, they are refused.
 
     The writes of a group are concurrent, so their order is free: arrivals go first and ends second,
     each as one batch, then the rest one by one. An error that is no caller's fault is raised.
@@ -66,10 +93,11 @@ def apply_group(connection: Connection, writes: Sequence[Write], blobs: Blobs, i
     applies the group again with `is_careful`: then arrivals and ends go one by one too, each with its own answer.
     Savepoints would do without the second time, but cost every group as much as its rows.
     """
-    group = _Group(connection, Committed([None] * len(writes)), is_careful)
-    _add_arrivals(group, [(i, w) for i, w in enumerate(writes) if isinstance(w, Enqueue | CreateRun)], blobs)
-    _add_ends(group, [(i, w) for i, w in enumerate(writes) if isinstance(w, Finish)])
-    for index, write in enumerate(writes):
+    group = _Group(connection, Committed([None] * len(writes)), refs, is_careful)
+    allowed = _allowed(group, writes, fence)
+    _add_arrivals(group, [(i, w) for i, w in allowed if isinstance(w, Enqueue | CreateRun)])
+    _add_ends(group, [(i, w) for i, w in allowed if isinstance(w, Finish)])
+    for index, write in allowed:
         if isinstance(write, Change):
             with _alone(group, index):
                 group.committed.answers[index] = write.apply(connection)
@@ -78,16 +106,36 @@ def apply_group(connection: Connection, writes: Sequence[Write], blobs: Blobs, i
 
 def is_unfit(error: Exception) -> bool:
     """Whether the error comes from a value that the database does not take, rather than from the database."""
-    is_refused = isinstance(error, StatementError | OverflowError | UnicodeEncodeError)
-    return is_refused and not isinstance(error, OperationalError | InternalError)
+    if isinstance(error, OperationalError | InternalError):
+        return False
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
+        return False
+    return isinstance(error, StatementError | OverflowError | UnicodeEncodeError)
+
+
+def unfit(error: Exception) -> InvalidRequest:
+    """What the caller is told whose value the database does not take."""
+    reason = error.orig if isinstance(error, StatementError) else error
+    return InvalidRequest(f"an id is taken or a value does not fit its column: {reason}")
 
 
 @dataclass(slots=True)
 class _Group:
     connection: Connection
     committed: Committed
+    refs: Refs
     is_careful: bool
     position: int = 0  # of the newest request, once there are arrivals
+
+
+def _allowed(group: _Group, writes: Sequence[Write], fence: Lease | None) -> Sequence[tuple[int, Write]]:
+    """Answer what the fence refuses; return the rest."""
+    indexed = list(enumerate(writes))
+    if fence is None or not leases.is_fenced_off(group.connection, fence):
+        return indexed
+    unfenced = [(i, w) for i, w in indexed if isinstance(w, Change) and not w.is_fenced]
+    group.committed.answers[:] = [leases.lost(fence) for _ in writes]
+    return unfenced
 
 
 @contextmanager
@@ -101,23 +149,22 @@ def _alone(group: _Group, index: int) -> Generator[None, None, None]:
     except (StatementError, OverflowError, UnicodeEncodeError) as error:
         if not is_unfit(error):  # the database cannot work: nobody's write can stand
             raise
-        reason = error.orig if isinstance(error, StatementError) else error
-        group.committed.answers[index] = InvalidRequest(f"an id is taken or a value does not fit its column: {reason}")
+        group.committed.answers[index] = unfit(error)
 
 
-def _add_arrivals(group: _Group, arrivals: list[tuple[int, Enqueue | CreateRun]], blobs: Blobs) -> None:
+def _add_arrivals(group: _Group, arrivals: list[tuple[int, Enqueue | CreateRun]]) -> None:
     fresh = [(index, write) for index, write in arrivals if isinstance(write, CreateRun)]
     fresh = _screen(group, arrivals) + fresh
     if not fresh:
         return
-    group.position = requests.last_position(group.connection)
-    try:
-        refs = blobs.put_payloads([write.payload for _, write in fresh])
-    except Unavailable as error:
-        for index, _ in fresh:
-            group.committed.answers[index] = error
-        return
-    stamped = [(index, write, ref) for (index, write), ref in zip(fresh, refs, strict=True)]
+    group.position = group.committed.after = requests.last_position(group.connection)
+    stamped: list[tuple[int, Enqueue | CreateRun, str]] = []
+    for index, write in fresh:
+        ref = group.refs[index]
+        if isinstance(ref, Unavailable):
+            group.committed.answers[index] = ref
+        else:
+            stamped.append((index, write, ref))
     _enqueue(group, [(index, write.request, ref) for index, write, ref in stamped if isinstance(write, Enqueue)])
     for index, write, ref in stamped:
         if isinstance(write, CreateRun):
@@ -170,6 +217,7 @@ def _create_run(group: _Group, index: int, write: CreateRun, payload_ref: str) -
         if found is not None:
             group.committed.answers[index] = (found, requests.first_request_of(group.connection, found))
             return
+        quota_rows.check_live_runs(group.connection, write.run, write.max_live)
         request = replace(write.request, position=group.position + 1, payload_ref=payload_ref)
         run = replace(write.run, last_request_at=max(write.run.last_request_at, request.created_at))
         runs.insert_run(group.connection, run)

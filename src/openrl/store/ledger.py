@@ -78,6 +78,25 @@ class UsageRow:
     kind: UsageKind
     amount: int  # tokens; checkpoints of kind "checkpoint"
     project_id: str = DEFAULT_PROJECT  # where the session is at the time of asking
+    busy_us: int = 0  # device time
+
+
+@dataclass(frozen=True, slots=True)
+class Spending:
+    """How much of one kind ran in a stretch of time, and the device time that it took.
+
+    Time of samples is with kind "sample", of saves with "checkpoint", of all else with "training".
+    """
+
+    tenant_id: str
+    project_id: str  # where the session is at the time of asking
+    user_id: str  # who made the session; empty if that is not known
+    session_id: str
+    run_id: str  # empty: samples of weights that no run of the session made
+    base_model: str
+    kind: UsageKind
+    amount: int
+    busy_us: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +147,13 @@ class TracedRequest:
     num_cached_tokens: int
 
 
-class Ledger(Protocol):
-    """See the module docstring for what holds for every method."""
+def to_us(seconds: float) -> int:
+    """Microseconds: whole numbers, whose sums do not depend on their order."""
+    return round(seconds * 1e6)
+
+
+class TenantLedger(Protocol):
+    """What the gateway may ask and do: every look-up carries the tenant. See the module docstring for the rest."""
 
     async def search_sessions(self, query: SessionQuery) -> tuple[SessionSummary, ...]:
         """Matching sessions, newest first; raises NotFound for a project that the tenant does not have."""
@@ -161,18 +185,26 @@ class Ledger(Protocol):
         """A session has created or called the custom loss under an object key."""
         ...
 
-    async def losses_in_use(self, since: float) -> frozenset[str]:
-        """Keys of losses of all tenants noted since then, or by a session that is active or has an open run."""
-        ...
-
-    async def forget_losses(self, keys: Sequence[str]) -> None:
-        """The losses under these keys are deleted."""
-        ...
-
     async def trace_version(self, tenant_id: str, session_id: str) -> tuple[int, int]:
         """How many requests of a session there are, and how many have ended."""
         ...
 
     async def trace(self, tenant_id: str, session_id: str, limit: int) -> tuple[TracedRequest, ...]:
         """The newest requests of a session, oldest first."""
+        ...
+
+
+class Ledger(TenantLedger, Protocol):
+    """What sweeps and operators do besides, over all tenants; the gateway does not."""
+
+    async def spending(self, tenant_id: str | None, first_hour: int, end_hour: int) -> tuple[Spending, ...]:
+        """What a tenant, or all, used in the hours from `first_hour` to before `end_hour`, in order of its fields."""
+        ...
+
+    async def losses_in_use(self, since: float) -> frozenset[str]:
+        """Keys of losses of all tenants noted since then, or by a session that is active or has an open run."""
+        ...
+
+    async def forget_losses(self, keys: Sequence[str]) -> None:
+        """The losses under these keys are deleted."""
         ...

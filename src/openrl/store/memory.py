@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Literal, TypeVar
 
-from openrl.errors import InvalidRequest, NotFound, SessionEnded, Unavailable
+from openrl.errors import InvalidRequest, NotFound, QuotaReached, SessionEnded, Unavailable
 from openrl.protocol.runs import CheckpointKind, changes_run
 from openrl.store.base import (
     MAX_ENDED,
@@ -22,14 +22,19 @@ from openrl.store.base import (
     SessionState,
 )
 from openrl.store.copies import check_repetition, check_session
+from openrl.store.identities import Identities
 from openrl.store.ledger import Ledger
 from openrl.store.memory_blobs import MemoryBlobs
-from openrl.store.memory_tenants import MemoryTenants
+from openrl.store.memory_cluster import MemoryCluster, fenced_writes
+from openrl.store.memory_rows import found_row, insert_row, owned_row, retry_of_run, retry_of_sampler, retry_of_session
+from openrl.store.memory_shares import MemoryShares
+from openrl.store.quotas import UNBOUNDED, Bound
 
 T = TypeVar("T")
 
 
-class MemoryStore(MemoryTenants):
+@fenced_writes
+class MemoryStore(MemoryShares):
     """`Store` in memory: the same answers as `SqlStore`, nothing survives a restart."""
 
     def __init__(self, blobs: Blobs | None = None, clock: Callable[[], float] = time.time) -> None:
@@ -41,13 +46,23 @@ class MemoryStore(MemoryTenants):
         self._num_ended_samples = 0
         self._released: set[str] = set()
         self._is_closed = False
+        self._cluster = MemoryCluster(self._all_demand)
 
     @property
     def ledger(self) -> Ledger:
         return self
 
+    @property
+    def identities(self) -> Identities:
+        return self
+
+    @property
+    def cluster(self) -> MemoryCluster:
+        return self._cluster
+
     async def close(self) -> None:
         self._is_closed = True
+        self._cluster.close()
         for listener in self._listeners:
             listener.put_nowait(None)
         await self._notify()
@@ -55,17 +70,20 @@ class MemoryStore(MemoryTenants):
     # -- sessions
     async def create_session(self, session: SessionRow) -> SessionRow:
         for row in self._sessions.values():
-            if session.idempotency_key is not None and _retry_of_session(row) == _retry_of_session(session):
+            if session.idempotency_key is not None and retry_of_session(row) == retry_of_session(session):
                 return row
-        stored = _insert(self._sessions, session.session_id, session)
+        stored = insert_row(self._sessions, session.session_id, session)
         self._note_project(session.tenant_id, session.project_id, session.created_at)
         return stored
 
     async def get_session(self, tenant_id: str, session_id: str) -> SessionRow:
-        return _owned(self._sessions.get(session_id), tenant_id, "session", session_id)
+        return owned_row(self._sessions.get(session_id), tenant_id, "session", session_id)
 
-    async def list_sessions(self, tenant_id: str, limit: int, offset: int) -> Page[SessionRow]:
+    async def list_sessions(
+        self, tenant_id: str, limit: int, offset: int, project_id: str | None = None
+    ) -> Page[SessionRow]:
         owned = [row for row in self._sessions.values() if row.tenant_id == tenant_id]
+        owned = [row for row in owned if project_id in (None, row.project_id)]
         owned.sort(key=lambda row: (row.created_at, row.session_id), reverse=True)
         return Page(tuple(owned[offset : offset + limit]), len(owned))
 
@@ -85,13 +103,16 @@ class MemoryStore(MemoryTenants):
         return tuple(sorted(active, key=lambda row: (row.last_heartbeat_at, row.session_id)))
 
     # -- runs
-    async def create_run(self, run: RunRow, request: RequestRow, payload: bytes) -> tuple[RunRow, RequestRow]:
+    async def create_run(
+        self, run: RunRow, request: RequestRow, payload: bytes, max_live: Bound = UNBOUNDED
+    ) -> tuple[RunRow, RequestRow]:
         for row in self._runs.values():
-            if _retry_of_run(row) == _retry_of_run(run):
+            if retry_of_run(row) == retry_of_run(run):
                 return row, next(r for r in self._requests.values() if r.run_id == row.spec.run_id)
         if run.spec.run_id in self._runs:
             raise InvalidRequest(f"an id is taken: {run.spec.run_id!r}")
         self._check_new(request)
+        self._check_live_runs(run, max_live)
         self._runs[run.spec.run_id] = run
         stored = await self._insert_request(request, payload)
         return self._runs[run.spec.run_id], stored
@@ -108,6 +129,10 @@ class MemoryStore(MemoryTenants):
         owned.sort(key=lambda row: (row.created_at, row.spec.run_id), reverse=True)
         return Page(tuple(owned[offset : offset + limit]), len(owned))
 
+    async def free_seq_ids(self, tenant_id: str, run_id: str) -> tuple[int, frozenset[int]]:
+        await self.get_run(tenant_id, run_id)
+        return (await self.run_progress(run_id))[1:]
+
     async def runs_of_session(self, tenant_id: str, session_id: str) -> tuple[RunRow, ...]:
         of_session = [r for r in self._runs.values() if (r.spec.tenant_id, r.session_id) == (tenant_id, session_id)]
         return tuple(sorted(of_session, key=lambda row: row.model_seq_id))
@@ -117,25 +142,25 @@ class MemoryStore(MemoryTenants):
         return tuple(sorted(live, key=lambda row: (row.created_at, row.spec.run_id)))
 
     async def close_run(self, run_id: str, kept: CheckpointRow | None = None) -> None:
-        run = _found(self._runs.get(run_id), "training run", run_id)
+        run = found_row(self._runs.get(run_id), "training run", run_id)
         self._runs[run_id] = replace(run, is_closed=True)
         if kept is not None and not run.is_closed:
             self._put_checkpoint(kept, "save")
 
-    async def record_snapshot(self, run_id: str, seq_id: int, key: str) -> None:
-        run = _found(self._runs.get(run_id), "training run", run_id)
+    async def record_snapshot(self, run_id: str, seq_id: int, key: str, size_bytes: int = 0) -> None:
+        run = found_row(self._runs.get(run_id), "training run", run_id)
         if seq_id > run.snapshot_seq_id:
-            self._runs[run_id] = replace(run, snapshot_seq_id=seq_id, snapshot_key=key)
+            self._runs[run_id] = replace(run, snapshot_seq_id=seq_id, snapshot_key=key, snapshot_bytes=size_bytes)
 
     # -- samplers
     async def create_sampler(self, sampler: SamplerRow) -> SamplerRow:
         for row in self._samplers.values():
-            if _retry_of_sampler(row) == _retry_of_sampler(sampler):
+            if retry_of_sampler(row) == retry_of_sampler(sampler):
                 return row
-        return _insert(self._samplers, sampler.sampler_id, sampler)
+        return insert_row(self._samplers, sampler.sampler_id, sampler)
 
     async def get_sampler(self, tenant_id: str, sampler_id: str) -> SamplerRow:
-        return _owned(self._samplers.get(sampler_id), tenant_id, "sampling session", sampler_id)
+        return owned_row(self._samplers.get(sampler_id), tenant_id, "sampling session", sampler_id)
 
     async def samplers_of_session(self, tenant_id: str, session_id: str) -> tuple[SamplerRow, ...]:
         of_session = [r for r in self._samplers.values() if (r.tenant_id, r.session_id) == (tenant_id, session_id)]
@@ -160,7 +185,12 @@ class MemoryStore(MemoryTenants):
         return await self._insert_request(request, payload)
 
     async def get_request(self, tenant_id: str, request_id: str) -> RequestRow:
-        return _owned(self._requests.get(request_id), tenant_id, "request", request_id)
+        return owned_row(self._requests.get(request_id), tenant_id, "request", request_id)
+
+    async def cancel_request(self, tenant_id: str, request_id: str, now: float) -> bool:
+        is_queued = (await self.get_request(tenant_id, request_id)).state == "queued"
+        await self.finish([FinishedRequest(request_id, "cancelled", now)])
+        return is_queued
 
     async def wait_finished(self, tenant_id: str, request_id: str, timeout_s: float) -> RequestRow | None:
         def is_over() -> bool:
@@ -210,7 +240,7 @@ class MemoryStore(MemoryTenants):
 
     async def finish(self, finished: Sequence[FinishedRequest]) -> None:
         for item in finished:
-            _found(self._requests.get(item.request_id), "request", item.request_id)
+            found_row(self._requests.get(item.request_id), "request", item.request_id)
         before = dict(self._requests), self._checkpoints.copy(), dict(self._samplers), self._num_ended_samples
         replaced = self._checkpoints.copy()
         try:
@@ -235,7 +265,7 @@ class MemoryStore(MemoryTenants):
         return tuple(sorted(wanted, key=lambda row: row.seq_id))
 
     async def run_progress(self, run_id: str) -> tuple[RunRow, int, frozenset[int]]:
-        run = _found(self._runs.get(run_id), "training run", run_id)
+        run = found_row(self._runs.get(run_id), "training run", run_id)
         finished = {row.seq_id for row in self._of_run(run_id) if row.state != "queued"}
         first_missing = next(n for n in range(len(finished) + 1) if n not in finished)
         return run, first_missing, frozenset(n for n in finished if n > first_missing)
@@ -247,17 +277,9 @@ class MemoryStore(MemoryTenants):
             if row.state != "queued" and self._is_covered(row):
                 row = replace(row, payload_ref="")
             self._requests[row.request_id] = row
-        return self._blobs.sweep_packs(self._is_pack_live)
+        return self._blobs.sweep_packs(self._packs_in_use)
 
     # -- checkpoints
-    async def get_checkpoint(self, tenant_id: str, run_id: str, kind: CheckpointKind, name: str) -> CheckpointRow:
-        return self._checkpoints.get(tenant_id, run_id, kind, name)
-
-    async def list_checkpoints(
-        self, tenant_id: str, limit: int, offset: int, run_id: str | None = None
-    ) -> Page[CheckpointRow]:
-        return self._checkpoints.list(tenant_id, limit, offset, run_id)
-
     async def delete_checkpoint(self, tenant_id: str, run_id: str, kind: CheckpointKind, name: str) -> CheckpointRow:
         removed = self._checkpoints.delete(tenant_id, run_id, kind, name)
         self._note_deleted(removed, self._clock())
@@ -269,30 +291,38 @@ class MemoryStore(MemoryTenants):
             self._note_deleted(row, now)
         return expired
 
-    async def copy_checkpoint(self, copy: CheckpointRow, run: RunRow, session: SessionRow | None) -> CheckpointRow:
+    async def copy_checkpoint(
+        self, copy: CheckpointRow, run: RunRow, session: SessionRow | None, max_stored: Bound = UNBOUNDED
+    ) -> CheckpointRow:
         sessions = dict(self._sessions)
         try:
-            return await self._copy(copy, run, session)
-        except (InvalidRequest, NotFound):
+            return await self._copy(copy, run, session, max_stored)
+        except (InvalidRequest, NotFound, QuotaReached):
             self._sessions = sessions
             raise
 
-    async def _copy(self, copy: CheckpointRow, run: RunRow, session: SessionRow | None) -> CheckpointRow:
+    async def _copy(self, copy: CheckpointRow, run: RunRow, session: SessionRow | None, bound: Bound) -> CheckpointRow:
         if session is not None:
             run = replace(run, session_id=(await self.create_session(session)).session_id)
         for first in self._runs.values():
-            if _retry_of_run(first) == _retry_of_run(run):
+            if retry_of_run(first) == retry_of_run(run):
                 check_repetition(first, run)
                 return self._checkpoints.owned(copy.tenant_id, first.spec.run_id, copy.kind, copy.name)
         check_session(run, session)
         if not self._checkpoints.is_used(copy.key):
             raise NotFound.of("checkpoint", str(run.copied_from))
-        _insert(self._runs, run.spec.run_id, run)
+        self._check_stored(copy, run, bound)
+        insert_row(self._runs, run.spec.run_id, run)
         self._put_checkpoint(copy, "copy")
         return copy
 
+    async def objects_in_use(self, keys: Sequence[str]) -> frozenset[str]:
+        of_samplers = {sampler.adapter_key for sampler in self._samplers.values()}
+        return frozenset(key for key in keys if key in of_samplers or self._checkpoints.is_used(key))
+
     async def doomed_objects(self, key: str | None = None) -> tuple[str, ...]:
-        return tuple(each for each in sorted(self._checkpoints.doomed) if key in (None, each))
+        wanted = {row.object_key for row in self._requests.values() if self._reads_later(row)}
+        return tuple(each for each in sorted(self._checkpoints.doomed - wanted) if key in (None, each))
 
     async def forget_doomed_object(self, key: str) -> None:
         self._checkpoints.doomed.discard(key)
@@ -331,8 +361,8 @@ class MemoryStore(MemoryTenants):
         return self._requests[item.request_id].state == "queued"
 
     async def _finish_one(self, item: FinishedRequest) -> FinishedRequest:
-        item = self._checkpoints.with_name_checked(item)
         row = self._requests[item.request_id]
+        item = self._with_stored_checked(row, self._checkpoints.with_name_checked(item))
         self._num_ended_samples += row.sampler_id != ""
         self._requests[item.request_id] = replace(
             row,
@@ -360,40 +390,10 @@ class MemoryStore(MemoryTenants):
         run = self._runs.get(row.run_id)
         return not row.run_id or (run is not None and (run.is_closed or row.seq_id <= run.snapshot_seq_id))
 
-    def _is_pack_live(self, pack: str) -> bool:
+    def _reads_later(self, row: RequestRow) -> bool:
+        is_log = row.run_id in self._runs and row.state in ("queued", "done")
+        return bool(row.object_key) and is_log and not self._is_covered(row)
+
+    def _packs_in_use(self, packs: Sequence[str]) -> set[str]:
         refs = (ref for row in self._requests.values() for ref in (row.payload_ref, row.result_ref))
-        return any(ref.startswith(f"{pack}:") for ref in refs)
-
-
-R = TypeVar("R", SessionRow, SamplerRow, RequestRow)
-
-
-def _found(row: T | None, what: str, name: str) -> T:
-    if row is None:
-        raise NotFound.of(what, name)
-    return row
-
-
-def _owned(row: R | None, tenant_id: str, what: str, name: str) -> R:
-    if row is None or row.tenant_id != tenant_id:
-        raise NotFound.of(what, name)
-    return row
-
-
-def _insert(rows: dict[str, T], row_id: str, row: T) -> T:
-    if row_id in rows:
-        raise InvalidRequest(f"an id is taken: {row_id!r}")
-    rows[row_id] = row
-    return row
-
-
-def _retry_of_session(row: SessionRow) -> tuple[str, str | None]:
-    return row.tenant_id, row.idempotency_key
-
-
-def _retry_of_run(row: RunRow) -> tuple[str, str, int]:
-    return row.spec.tenant_id, row.session_id, row.model_seq_id
-
-
-def _retry_of_sampler(row: SamplerRow) -> tuple[str, str, int]:
-    return row.tenant_id, row.session_id, row.sampling_session_seq_id
+        return {ref.partition(":")[0] for ref in refs} & set(packs)

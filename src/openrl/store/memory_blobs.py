@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 
 from openrl.errors import InvalidRequest, NotFound
-from openrl.store.base import PackInUse
+from openrl.store.base import PacksInUse
 from openrl.store.names import check_path
 
 
@@ -18,6 +18,12 @@ class MemoryBlobs:
         self._objects: dict[str, dict[str, bytes]] = {}
         self._written_at: dict[str, float] = {}
         self._lock = threading.Lock()
+
+    def check(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
     def put_payloads(self, payloads: Sequence[bytes]) -> list[str]:
         with self._lock:
@@ -40,8 +46,9 @@ class MemoryBlobs:
     def payload_size(self, ref: str) -> int:
         return len(self.get_payload(ref))
 
-    def sweep_packs(self, is_live: PackInUse) -> int:
-        dead = [pack for pack in list(self._packs) if not is_live(pack)]
+    def sweep_packs(self, in_use: PacksInUse) -> int:
+        packs = list(self._packs)
+        dead = set(packs) - in_use(packs)
         with self._lock:
             return sum(len(payload) for pack in dead for payload in self._packs.pop(pack))
 

@@ -37,14 +37,23 @@ class MemoryCheckpoints:
     def get(self, tenant_id: str, run_id: str, kind: CheckpointKind, name: str) -> CheckpointRow:
         """The tenant's own, or anybody's that is public."""
         row = self.rows.get((run_id, kind, name))
-        if row is None or _is_expired(row, self._clock()) or not (row.is_public or row.tenant_id == tenant_id):
+        if row is None or is_expired(row, self._clock()) or not (row.is_public or row.tenant_id == tenant_id):
             raise _not_found(run_id, kind, name)
         return row
 
-    def list(self, tenant_id: str, limit: int, offset: int, run_id: str | None) -> Page[CheckpointRow]:
-        """The tenant's own, newest first."""
-        rows = [r for r in self.rows.values() if r.tenant_id == tenant_id and not _is_expired(r, self._clock())]
-        rows = [row for row in rows if run_id in (None, row.run_id)]
+    def own(self, tenant_id: str, run_id: str, kind: CheckpointKind, name: str) -> CheckpointRow:
+        """The tenant's own that has not expired."""
+        row = self.owned(tenant_id, run_id, kind, name)
+        if is_expired(row, self._clock()):
+            raise _not_found(run_id, kind, name)
+        return row
+
+    def list(
+        self, tenant_id: str, limit: int, offset: int, is_wanted: Callable[[CheckpointRow], bool]
+    ) -> Page[CheckpointRow]:
+        """The tenant's own that are wanted, newest first."""
+        rows = [r for r in self.rows.values() if r.tenant_id == tenant_id and not is_expired(r, self._clock())]
+        rows = [row for row in rows if is_wanted(row)]
         rows.sort(key=lambda row: (row.created_at, row.run_id, row.kind, row.name), reverse=True)
         return Page(tuple(rows[offset : offset + limit]), len(rows))
 
@@ -63,7 +72,7 @@ class MemoryCheckpoints:
 
     def delete_expired(self, now: float) -> tuple[CheckpointRow, ...]:
         """Remove those of all tenants past their expiry."""
-        expired = [row for row in self.rows.values() if _is_expired(row, now)]
+        expired = [row for row in self.rows.values() if is_expired(row, now)]
         for row in expired:
             self._remove(row)
         return tuple(sorted(expired, key=lambda row: (row.expires_at, row.run_id, row.kind, row.name)))
@@ -78,8 +87,7 @@ class MemoryCheckpoints:
         expires_at: float | Literal["never"] | None,
     ) -> CheckpointRow:
         """Change the tenant's own; returns it as it is then."""
-        self.get(tenant_id, run_id, kind, name)
-        row = self.owned(tenant_id, run_id, kind, name)
+        row = self.own(tenant_id, run_id, kind, name)
         if is_public is not None:
             row = replace(row, is_public=is_public)
         if expires_at is not None:
@@ -97,7 +105,7 @@ class MemoryCheckpoints:
         if saved is None or item.may_replace:
             return item
         old = self.rows.get(_id_of(saved))
-        if old is None or _is_expired(old, item.finished_at):
+        if old is None or is_expired(old, item.finished_at):
             return item
         self._doom_if_unused(saved.key)
         return name_taken(item, str(CheckpointPath(saved.run_id, saved.kind, saved.name)))
@@ -115,7 +123,8 @@ def _id_of(row: CheckpointRow) -> CheckpointId:
     return row.run_id, row.kind, row.name
 
 
-def _is_expired(row: CheckpointRow, now: float) -> bool:
+def is_expired(row: CheckpointRow, now: float) -> bool:
+    """Whether its time is over."""
     return row.expires_at is not None and row.expires_at <= now
 
 

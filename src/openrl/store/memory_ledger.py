@@ -1,13 +1,11 @@
 """The ledger in plain dicts: the slow, obvious twin of `SqlLedger`, and the rows it looks at."""
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import astuple, replace
 from typing import Literal
 
 from openrl.errors import NotFound
 from openrl.store.base import (
-    ApiKeyRow,
     CheckpointRow,
     FinishedRequest,
     RequestRow,
@@ -23,6 +21,7 @@ from openrl.store.ledger import (
     ProjectSummary,
     SessionQuery,
     SessionSummary,
+    Spending,
     StorageSpan,
     TracedRequest,
     UsageReport,
@@ -31,8 +30,7 @@ from openrl.store.ledger import (
 from openrl.store.memory_checkpoints import MemoryCheckpoints
 from openrl.store.projects import move_entry
 from openrl.store.session_search import matches, summary
-from openrl.store.tenants import key_details
-from openrl.store.usage import UsageKey, add_up
+from openrl.store.usage import UsageKey, Used, add_up
 
 
 class MemoryLedger:
@@ -47,7 +45,7 @@ class MemoryLedger:
         self._checkpoints = MemoryCheckpoints(clock)
         self._projects: dict[tuple[str, str], float] = {}
         self._ends: dict[str, FinishedRequest] = {}
-        self._usage: Counter[UsageKey] = Counter()
+        self._usage: dict[UsageKey, Used] = {}
         self._past: list[tuple[CheckpointRow, float]] = []
         self._loss_uses: dict[tuple[str, str], tuple[str, float]] = {}  # key, session -> tenant, time
         self._audit: list[tuple[str, AuditEntry]] = []
@@ -79,14 +77,25 @@ class MemoryLedger:
         return tuple(self._project(tenant_id, name, at) for at, name in owned)
 
     async def usage(self, tenant_id: str, first_hour: int, end_hour: int) -> UsageReport:
+        sums: dict[UsageKey, Used] = {}
+        for key, used in self._used(tenant_id, first_hour, end_hour):
+            _add(sums, key._replace(run_id=""), used)
         rows = [
-            UsageRow(key.hour, key.session_id, key.base_model, key.kind, amount, self._project_of(key.session_id))
-            for key, amount in self._usage.items()
-            if key.tenant_id == tenant_id and first_hour <= key.hour < end_hour
-        ]
+            UsageRow(
+                key.hour, key.session_id, key.base_model, key.kind,
+                used.amount, self._project_of(key.session_id), used.busy_us,
+            )
+            for key, used in sums.items()
+        ]  # fmt: skip
         rows.sort(key=lambda row: (row.hour, -row.amount, row.session_id, row.base_model, row.kind))
         named = {row.session_id: self._sessions[row.session_id] for row in rows if row.session_id in self._sessions}
         return UsageReport(tuple(rows), {name: session.user_metadata for name, session in named.items()})
+
+    async def spending(self, tenant_id: str | None, first_hour: int, end_hour: int) -> tuple[Spending, ...]:
+        sums: dict[UsageKey, Used] = {}
+        for key, used in self._used(tenant_id, first_hour, end_hour):
+            _add(sums, key._replace(hour=0), used)
+        return tuple(sorted((self._spending(key, used) for key, used in sums.items()), key=astuple))
 
     async def storage(self, tenant_id: str, since: float, until: float) -> tuple[StorageSpan, ...]:
         now = self._clock()
@@ -138,12 +147,10 @@ class MemoryLedger:
             self._projects[tenant_id, project_id] = now
             self._record(tenant_id, AuditEntry(now, "projects", "project_create", {"project_id": project_id}))
 
-    def _note_key(self, key: ApiKeyRow, action: Literal["create", "revoke"], now: float) -> None:
-        self._record(key.tenant_id, AuditEntry(now, "organizations", f"api_key_{action}", key_details(key)))
-
     def _note_ends(self, ended: Sequence[FinishedRequest]) -> None:
         self._ends.update((item.request_id, item) for item in ended)
-        self._usage.update(add_up((self._requests[item.request_id], item) for item in ended))
+        for key, used in add_up((self._requests[item.request_id], item) for item in ended).items():
+            _add(self._usage, key, used)
         for row in (item.checkpoint for item in ended if item.checkpoint is not None):
             self._record(row.tenant_id, checkpoint_entry(row, "save", row.created_at))
 
@@ -163,6 +170,17 @@ class MemoryLedger:
     ) -> None:
         for entry in change_entries(row, is_public, expires_at, self._clock()):
             self._record(row.tenant_id, entry)
+
+    def _used(self, tenant_id: str | None, first_hour: int, end_hour: int) -> Iterable[tuple[UsageKey, Used]]:
+        owned = ((key, used) for key, used in self._usage.items() if tenant_id in (None, key.tenant_id))
+        return ((key, used) for key, used in owned if first_hour <= key.hour < end_hour)
+
+    def _spending(self, key: UsageKey, used: Used) -> Spending:
+        session = self._sessions.get(key.session_id)
+        return Spending(
+            key.tenant_id, self._project_of(key.session_id), "" if session is None else session.user_id,
+            key.session_id, key.run_id, key.base_model, key.kind, used.amount, used.busy_us,
+        )  # fmt: skip
 
     def _kept(self, run_ids: set[str]) -> list[CheckpointRow]:
         now = self._clock()
@@ -185,6 +203,10 @@ class MemoryLedger:
         session = self._sessions.get(session_id)
         return DEFAULT_PROJECT if session is None else session.project_id
 
+    def _project_of_run(self, run_id: str) -> str | None:
+        run = self._runs.get(run_id)
+        return None if run is None else self._project_of(run.session_id)
+
     def _span(self, row: CheckpointRow, until: float | None) -> StorageSpan:
         run = self._runs.get(row.run_id)
         if run is None:
@@ -204,6 +226,10 @@ class MemoryLedger:
             row.request_id, row.kind, row.seq_id, row.run_id, row.sampler_id, row.state, row.created_at,
             row.finished_at, end.wall_s, end.busy_s, end.num_tokens, end.num_sampled_tokens, end.num_cached_tokens,
         )  # fmt: skip
+
+
+def _add(sums: dict[UsageKey, Used], key: UsageKey, used: Used) -> None:
+    sums[key] = Used(used.amount + (old := sums.get(key, Used())).amount, used.busy_us + old.busy_us)
 
 
 def _age(session: SessionRow) -> tuple[float, str]:

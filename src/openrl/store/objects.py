@@ -86,6 +86,15 @@ class ObjectDirectory:
             shutil.rmtree(grave)
         return freed
 
+    def check(self) -> None:
+        """Raises Unavailable where nothing can be written."""
+        probe = self._workplace / uuid.uuid4().hex
+        with unavailable_if_it_fails(f"write to {self._objects.parent}"):
+            try:
+                write_file(probe, b"\0")
+            finally:
+                probe.unlink(missing_ok=True)
+
     def close(self) -> None:
         """Give the workplace back; no writes may follow."""
         if self._lock_fd is not None:

@@ -1,23 +1,23 @@
 """Append-only files of payloads, shared by several processes that each append to their own."""
 
 import os
-import re
 import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from openrl.errors import NotFound
-from openrl.store.base import PackInUse
+from openrl.store.base import PacksInUse
 from openrl.store.disk import flush_directories, try_lock, unavailable_if_it_fails, write_all
+from openrl.store.patient_clock import PatientClock
+from openrl.store.refs import make_refs, parse_ref
 
 SUFFIX = ".pack"
 NEW_SUFFIX = ".new"  # a pack that is not locked yet: sweeping must not meet it under its final name
-REF = re.compile(r"([0-9a-f]{32}):([0-9]{1,18}):([0-9]{1,18})")
+_ASKED_AT_ONCE = 1000
 
 
 @dataclass(slots=True)
@@ -33,11 +33,12 @@ class OpenPack:
 class PayloadPacks:
     """See `Blobs` for the contract. A ref is "<pack>:<offset>:<length>"."""
 
-    def __init__(self, root: Path, pack_bytes: int, grace_s: float, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, root: Path, pack_bytes: int, grace_s: float, clock: Callable[[], float] | None = None) -> None:
         self._root = root
         self._pack_bytes = pack_bytes
         self._grace_s = grace_s
-        self._clock = clock
+        # A wall clock that jumps ahead would make what was written a moment ago look old.
+        self._clock = clock or PatientClock(time.time, time.monotonic)
         self._lock = threading.Lock()
         self._open: OpenPack | None = None
 
@@ -54,7 +55,7 @@ class PayloadPacks:
                 # How much was written is not known: nothing may follow it.
                 self._close()
                 raise
-            refs = _refs(pack.name, pack.size, payloads)
+            refs = make_refs(pack.name, pack.size, payloads)
             pack.size += sum(len(payload) for payload in payloads)
             pack.written_at = self._clock()
             if pack.size >= self._pack_bytes:
@@ -63,7 +64,7 @@ class PayloadPacks:
 
     def get(self, ref: str) -> bytes:
         """The payload under a ref; raises NotFound when it was pruned or was never given out."""
-        name, offset, length = _parse(ref)
+        name, offset, length = parse_ref(ref)
         fd = self._open_for_reading(ref, name)
         try:
             # Bounds first: a wrong length must not become an allocation of that size.
@@ -76,7 +77,7 @@ class PayloadPacks:
 
     def peek(self, ref: str, max_bytes: int) -> bytes | None:
         """As `get`, if it is no longer than `max_bytes` and the kernel holds it in memory; else None."""
-        name, offset, length = _parse(ref)
+        name, offset, length = parse_ref(ref)
         if length > max_bytes:
             return None
         fd = self._open_for_reading(ref, name)
@@ -87,9 +88,9 @@ class PayloadPacks:
 
     def size_of(self, ref: str) -> int:
         """Length of the payload under a ref."""
-        return _parse(ref)[2]
+        return parse_ref(ref)[2]
 
-    def sweep(self, is_live: PackInUse) -> int:
+    def sweep(self, in_use: PacksInUse) -> int:
         """Delete packs that nobody appends to and no row refers to; returns freed bytes.
 
         A pack is left alone for `grace_s` after its last write: a result is in its pack a moment
@@ -99,9 +100,13 @@ class PayloadPacks:
             if self._open is not None and self._is_old(self._open.written_at):
                 self._close()
         freed = 0
-        for path in self._root.iterdir():
-            with suppress(FileNotFoundError):  # another process sweeps too
-                freed += self._sweep_one(path, is_live)
+        old = [path for path in self._root.iterdir() if self._can_go(path)]
+        for start in range(0, len(old), _ASKED_AT_ONCE):
+            some = old[start : start + _ASKED_AT_ONCE]
+            live = in_use([path.stem for path in some if path.suffix == SUFFIX])
+            for path in some:
+                if path.suffix != SUFFIX or path.stem not in live:
+                    freed += self._delete(path)
         return freed
 
     def close(self) -> None:
@@ -119,9 +124,13 @@ class PayloadPacks:
         name = uuid.uuid4().hex
         new = self._root / f"{name}{NEW_SUFFIX}"
         fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
-        try_lock(fd)
-        new.rename(self._root / f"{name}{SUFFIX}")
-        flush_directories([self._root])
+        try:
+            try_lock(fd)
+            new.rename(self._root / f"{name}{SUFFIX}")
+            flush_directories([self._root])
+        except OSError:
+            os.close(fd)
+            raise
         self._open = OpenPack(name, fd, 0, self._clock())
         return self._open
 
@@ -133,33 +142,28 @@ class PayloadPacks:
     def _is_old(self, written_at: float) -> bool:
         return self._clock() - written_at >= self._grace_s
 
-    def _sweep_one(self, path: Path, is_live: PackInUse) -> int:
-        fd = os.open(path, os.O_RDONLY)
+    def _can_go(self, path: Path) -> bool:
         try:
+            return self._is_old(path.stat().st_mtime)
+        except FileNotFoundError:  # another process sweeps too
+            return False
+
+    def _delete(self, path: Path) -> int:
+        """Unless somebody appends to it, or did since it was looked at."""
+        try:
+            fd = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            return 0
+        try:
+            if not try_lock(fd):
+                return 0
             status = os.fstat(fd)
-            if not self._is_old(status.st_mtime) or not try_lock(fd):
+            if not self._is_old(status.st_mtime):
                 return 0
-            if path.suffix == SUFFIX and is_live(path.stem):
-                return 0
-            path.unlink()
+            path.unlink(missing_ok=True)
             return status.st_size
         finally:
             os.close(fd)
-
-
-def _refs(name: str, start: int, payloads: Sequence[bytes]) -> list[str]:
-    refs: list[str] = []
-    for payload in payloads:
-        refs.append(f"{name}:{start}:{len(payload)}")
-        start += len(payload)
-    return refs
-
-
-def _parse(ref: str) -> tuple[str, int, int]:
-    match = REF.fullmatch(ref)
-    if match is None:
-        raise NotFound.of("payload", ref)
-    return match[1], int(match[2]), int(match[3])
 
 
 def _read_cached(fd: int, offset: int, length: int) -> bytes | None:

@@ -11,28 +11,18 @@ from openrl.protocol.paths import CheckpointPath
 from openrl.protocol.runs import DROPPING_KIND, STATE_CHANGING_KINDS
 from openrl.store import checkpoints, samplers, usage
 from openrl.store.base import MAX_ENDED, FinishedRequest, RequestRow, RunRow
+from openrl.store.bulk import insert_many, raise_many, update_many
 from openrl.store.rows import one_row, request_values, rows_of, select_rows
-from openrl.store.runs import any_run
+from openrl.store.runs import any_run, get_run
 from openrl.store.schema import ENDED_SAMPLES, HAS_ENDED_SAMPLE, HAS_RUN, IS_QUEUED, counters, requests, runs
+from openrl.store.stored_bytes import StoredCheck
 
-END_NAMES = ("state", "result_ref", "error", "category", "finished_at", "end_position")
-FINISH = (
-    update(requests)
-    .where(requests.c.request_id == bindparam("id"))
-    .values({name: bindparam(name) for name in END_NAMES})
-    .values(used_tokens=bindparam("used_tokens"), busy_s=bindparam("busy_s"), wall_s=bindparam("wall"))
-    .values(sampled_tokens=bindparam("sampled"), cached_tokens=bindparam("cached"))
-)
+MAX_ARRIVED = 1000
 TAKE_END_POSITIONS = (
     update(counters)
     .where(counters.c.name == ENDED_SAMPLES)
     .values(value=counters.c.value + bindparam("num"))
     .returning(counters.c.value)
-)
-TOUCH_RUN = (
-    update(runs)
-    .where(runs.c.run_id == bindparam("id"), runs.c.last_request_at < bindparam("at"))
-    .values(last_request_at=bindparam("at"))
 )
 RELEASE = (
     update(requests)
@@ -80,13 +70,13 @@ def repeated_requests(connection: Connection, arrivals: Iterable[RequestRow]) ->
 
 def insert_requests(connection: Connection, rows: Sequence[RequestRow]) -> None:
     """Add rows that are not there, and move `last_request_at` of their runs."""
-    connection.execute(requests.insert(), [request_values(row) for row in rows])
+    insert_many(connection, requests, [request_values(row) for row in rows])
     newest: dict[str, float] = {}
     for row in rows:
         if row.run_id:
             newest[row.run_id] = max(row.created_at, newest.get(row.run_id, row.created_at))
     if newest:
-        connection.execute(TOUCH_RUN, [{"id": run_id, "at": at} for run_id, at in newest.items()])
+        raise_many(connection, runs, "run_id", "last_request_at", newest)
 
 
 def first_request_of(connection: Connection, run: RunRow) -> RequestRow:
@@ -107,12 +97,14 @@ def finish_requests(connection: Connection, calls: Sequence[Sequence[FinishedReq
     answers: list[Ended | NotFound] = []
     effective: list[FinishedRequest] = []
     taken: set[str] = set()
+    stored_bytes = StoredCheck(connection)
     for call, missing in zip(calls, unknown, strict=True):
         if missing is not None:
             answers.append(NotFound.of("request", missing))
             continue
         queued = [item for item in call if stored[item.request_id].state == "queued"]
-        checked = [_with_name_checked(connection, item, taken) for item in queued]
+        named = [_with_name_checked(connection, item, taken) for item in queued]
+        checked = [stored_bytes.checked(stored[item.request_id], item) for item in named]
         answers.append(Ended(tuple(_end(checked, stored, positions, effective))))
     _write_ends(connection, effective, stored)
     usage.count(connection, ((stored[item.request_id], item) for item in effective))
@@ -152,6 +144,18 @@ def backlog(connection: Connection) -> tuple[int, tuple[RequestRow, ...]]:
     return last_position(connection), rows_of(connection, RequestRow, query)
 
 
+def arrived_after(connection: Connection, position: int) -> tuple[RequestRow, ...]:
+    """The next MAX_ARRIVED requests after a position, in order, as they are by this time."""
+    query = select_rows(RequestRow).where(requests.c.position > position).order_by(requests.c.position)
+    return rows_of(connection, RequestRow, query.limit(MAX_ARRIVED))
+
+
+def ended_among(connection: Connection, request_ids: Sequence[str]) -> tuple[RequestRow, ...]:
+    """Those of these requests that have ended."""
+    rows = rows_of(connection, RequestRow, BY_ID, {"ids": list(request_ids)})
+    return tuple(row for row in rows if row.state != "queued")
+
+
 def run_log(connection: Connection, run_id: str, after_seq_id: int) -> tuple[RequestRow, ...]:
     """What a replay of the run executes after `after_seq_id`."""
     has_changed = and_(requests.c.state == "done", requests.c.kind.in_(sorted(STATE_CHANGING_KINDS)))
@@ -164,14 +168,23 @@ def run_log(connection: Connection, run_id: str, after_seq_id: int) -> tuple[Req
 
 def run_progress(connection: Connection, run_id: str) -> tuple[RunRow, int, frozenset[int]]:
     """The run, the smallest number that has not finished, and larger ones that have."""
-    run = any_run(connection, run_id)
+    return any_run(connection, run_id), *_free_seq_ids(connection, run_id)
+
+
+def free_seq_ids(connection: Connection, tenant_id: str, run_id: str) -> tuple[int, frozenset[int]]:
+    """The smallest number of a tenant's run that has not finished, and larger ones that have."""
+    get_run(connection, tenant_id, run_id)
+    return _free_seq_ids(connection, run_id)
+
+
+def _free_seq_ids(connection: Connection, run_id: str) -> tuple[int, frozenset[int]]:
     query = select(requests.c.seq_id).where(requests.c.run_id == run_id, HAS_RUN, requests.c.state != "queued")
     finished = set(connection.scalars(query))
     next_seq_id = 0
     while next_seq_id in finished:
         finished.remove(next_seq_id)
         next_seq_id += 1
-    return run, next_seq_id, frozenset(finished)
+    return next_seq_id, frozenset(finished)
 
 
 def _run_owners(connection: Connection, run_ids: Collection[str]) -> dict[str, tuple[str, bool]]:
@@ -251,7 +264,8 @@ def _end(
 def _write_ends(connection: Connection, ends: Sequence[FinishedRequest], stored: dict[str, RequestRow]) -> None:
     if not ends:
         return
-    connection.execute(FINISH, [_end_values(item, stored[item.request_id].end_position) for item in ends])
+    values = [_end_values(item, stored[item.request_id].end_position) for item in ends]
+    update_many(connection, requests, "request_id", values)
     for item in ends:
         if item.checkpoint is not None:
             checkpoints.put_checkpoint(connection, item.checkpoint)
@@ -270,7 +284,7 @@ def _end_values(item: FinishedRequest, end_position: int) -> dict[str, Any]:
         "end_position": end_position,
         "used_tokens": item.num_tokens,
         "busy_s": item.busy_s,
-        "wall": item.wall_s,
-        "sampled": item.num_sampled_tokens,
-        "cached": item.num_cached_tokens,
+        "wall_s": item.wall_s,
+        "sampled_tokens": item.num_sampled_tokens,
+        "cached_tokens": item.num_cached_tokens,
     }

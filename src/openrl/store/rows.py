@@ -9,9 +9,12 @@ from sqlalchemy import Column, Connection, Select, Table, select
 from openrl.errors import NotFound
 from openrl.protocol.runs import RunSpec
 from openrl.store import schema
-from openrl.store.base import ApiKeyRow, CheckpointRow, RequestRow, RunRow, SamplerRow, SessionRow, TenantRow
+from openrl.store.base import CheckpointRow, RequestRow, RunRow, SamplerRow, SessionRow
+from openrl.store.identities import ApiKeyRow, ShareRow, TenantRow, UserRow
 
-AnyRow = TenantRow | ApiKeyRow | SessionRow | RunRow | SamplerRow | RequestRow | CheckpointRow
+PlainRow = TenantRow | UserRow | ApiKeyRow | ShareRow | SessionRow | SamplerRow | CheckpointRow
+"""Rows whose fields are columns as they are, but for a session's tags."""
+AnyRow = PlainRow | RunRow | RequestRow
 R = TypeVar("R", bound=AnyRow)
 Values = dict[str, Any]
 SPEC_NAMES = tuple(field.name for field in fields(RunSpec) if field.name != "optimizer")
@@ -39,7 +42,7 @@ def run_values(row: RunRow) -> Values:
     return {**spec, **rest, "seed": str(row.spec.seed)}
 
 
-def plain_values(row: TenantRow | ApiKeyRow | SessionRow | SamplerRow | CheckpointRow) -> Values:
+def plain_values(row: PlainRow) -> Values:
     """Column values of a row whose fields are columns as they are."""
     return {field.name: getattr(row, field.name) for field in fields(row)}
 
@@ -90,7 +93,9 @@ def _build_run(row: Sequence[Any]) -> RunRow:
 
 _TABLES: dict[type[AnyRow], Table] = {
     TenantRow: schema.tenants,
+    UserRow: schema.users,
     ApiKeyRow: schema.api_keys,
+    ShareRow: schema.shares,
     SessionRow: schema.sessions,
     RunRow: schema.runs,
     SamplerRow: schema.samplers,
@@ -99,7 +104,9 @@ _TABLES: dict[type[AnyRow], Table] = {
 }
 _BUILDERS: dict[type[AnyRow], Callable[[Sequence[Any]], Any]] = {
     TenantRow: lambda row: TenantRow(*row),
+    UserRow: lambda row: UserRow(*row),
     ApiKeyRow: lambda row: ApiKeyRow(*row),
+    ShareRow: lambda row: ShareRow(*row),
     SessionRow: _build_session,
     RunRow: _build_run,
     SamplerRow: lambda row: SamplerRow(*row),

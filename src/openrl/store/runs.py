@@ -1,6 +1,6 @@
 """SQL of training runs."""
 
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, Select, func, select, update
 
 from openrl.store.base import Page, RunRow
 from openrl.store.rows import first_row, one_row, rows_of, run_values, select_rows
@@ -37,13 +37,18 @@ def list_runs(connection: Connection, tenant_id: str, limit: int, offset: int, p
     """Runs of a tenant, newest first; of one project if it is named."""
     owned = runs.c.tenant_id == tenant_id
     if project_id is not None:
-        members = select(sessions.c.session_id).where(
-            sessions.c.tenant_id == tenant_id, sessions.c.project_id == project_id
-        )
-        owned &= runs.c.session_id.in_(members)
+        owned &= runs.c.run_id.in_(runs_of_project(tenant_id, project_id))
     newest = select_rows(RunRow).where(owned).order_by(runs.c.created_at.desc(), runs.c.run_id.desc())
     count = connection.scalar(select(func.count()).select_from(runs).where(owned)) or 0
     return Page(rows_of(connection, RunRow, newest.limit(limit).offset(offset)), count)
+
+
+def runs_of_project(tenant_id: str, project_id: str) -> Select[tuple[str]]:
+    """Ids of the runs whose sessions are in a project."""
+    members = select(sessions.c.session_id).where(
+        sessions.c.tenant_id == tenant_id, sessions.c.project_id == project_id
+    )
+    return select(runs.c.run_id).where(runs.c.tenant_id == tenant_id, runs.c.session_id.in_(members))
 
 
 def runs_of_session(connection: Connection, tenant_id: str, session_id: str) -> tuple[RunRow, ...]:
@@ -63,8 +68,8 @@ def mark_closed(connection: Connection, run_id: str) -> None:
     connection.execute(update(runs).where(runs.c.run_id == run_id).values(is_closed=True))
 
 
-def record_snapshot(connection: Connection, run_id: str, seq_id: int, key: str) -> None:
+def record_snapshot(connection: Connection, run_id: str, seq_id: int, key: str, size_bytes: int) -> None:
     """Point a run at a snapshot unless it has one as new."""
     if any_run(connection, run_id).snapshot_seq_id < seq_id:
         newer = update(runs).where(runs.c.run_id == run_id)
-        connection.execute(newer.values(snapshot_seq_id=seq_id, snapshot_key=key))
+        connection.execute(newer.values(snapshot_seq_id=seq_id, snapshot_key=key, snapshot_bytes=size_bytes))

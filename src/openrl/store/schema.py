@@ -5,6 +5,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    DateTime,
     Double,
     Index,
     Integer,
@@ -14,6 +15,8 @@ from sqlalchemy import (
     UniqueConstraint,
     text,
 )
+
+from openrl.store.quotas import LIMIT_NAMES
 
 metadata = MetaData()
 
@@ -25,9 +28,12 @@ OPTIONAL_JSON = JSON(none_as_null=True)
 HAS_ENDED_SAMPLE = text("end_position > 0")
 IS_QUEUED = text("state = 'queued'")
 IS_LIVE_RUN = text("NOT is_closed")
+HAS_EMAIL = text("email <> ''")
+HAS_SUBJECT = text("subject <> ''")
 HAS_RUN = text("run_id <> ''")
 HAS_PAYLOAD = text("payload_ref <> ''")
 HAS_RESULT = text("result_ref <> ''")
+HAS_OBJECT = text("object_key <> ''")
 
 tenants = Table(
     "tenants",
@@ -35,6 +41,29 @@ tenants = Table(
     Column("tenant_id", String, primary_key=True),
     Column("name", String, nullable=False),
     Column("created_at", Double, nullable=False),
+    Column("disabled_at", Double),
+)
+
+users = Table(
+    "users",
+    metadata,
+    Column("user_id", String, primary_key=True),
+    Column("tenant_id", String, nullable=False),
+    Column("role", String, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("email", String, nullable=False),
+    Column("subject", String, nullable=False),
+    Column("display_name", String, nullable=False),
+    Column("disabled_at", Double),
+    Index("uq_users_email", "tenant_id", "email", unique=True, sqlite_where=HAS_EMAIL, postgresql_where=HAS_EMAIL),
+    Index(
+        "uq_users_subject",
+        "tenant_id",
+        "subject",
+        unique=True,
+        sqlite_where=HAS_SUBJECT,
+        postgresql_where=HAS_SUBJECT,
+    ),
 )
 
 api_keys = Table(
@@ -45,6 +74,28 @@ api_keys = Table(
     Column("label", String, nullable=False),
     Column("created_at", Double, nullable=False),
     Column("revoked_at", Double),
+    Column("role", String, nullable=False, server_default="admin"),
+    Column("user_id", String, nullable=False, server_default=""),
+    Column("project_id", String),
+    Column("expires_at", Double),
+    Column("last_used_at", Double),
+    Column("replaced_by", String),
+    Index("ix_api_keys_listing", "tenant_id", "created_at"),
+)
+
+shares = Table(  # tokens that let their holders read a checkpoint
+    "shares",
+    metadata,
+    Column("token_hash", String, primary_key=True),
+    Column("tenant_id", String, nullable=False),
+    Column("run_id", String, nullable=False),
+    Column("kind", String, nullable=False),
+    Column("name", String, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("expires_at", Double, nullable=False),
+    Column("label", String, nullable=False),
+    Column("revoked_at", Double),
+    Index("ix_shares_listing", "tenant_id", "created_at"),
 )
 
 sessions = Table(
@@ -62,6 +113,7 @@ sessions = Table(
     Column("state", String, nullable=False),
     Column("end_reason", String),
     Column("idempotency_key", String),
+    Column("user_id", String, nullable=False, server_default=""),
     UniqueConstraint("tenant_id", "idempotency_key", name="uq_sessions_idempotency"),
     Index("ix_sessions_listing", "tenant_id", "created_at"),
     Index("ix_sessions_silent", "state", "last_heartbeat_at"),
@@ -87,6 +139,7 @@ runs = Table(
     Column("snapshot_key", String),
     Column("snapshot_seq_id", BigInteger, nullable=False),
     Column("is_closed", Boolean, nullable=False),
+    Column("snapshot_bytes", BigInteger, nullable=False, server_default="0"),
     Column("copied_from", String),
     UniqueConstraint("tenant_id", "session_id", "model_seq_id", name="uq_runs_retry"),
     Index("ix_runs_listing", "tenant_id", "created_at"),
@@ -105,6 +158,7 @@ samplers = Table(
     Column("model_path", String),
     Column("adapter_key", String),
     Column("is_ephemeral", Boolean, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False, server_default="0"),
     Column("num_joined", BigInteger, nullable=False, server_default="0"),
     UniqueConstraint("tenant_id", "session_id", "sampling_session_seq_id", name="uq_samplers_retry"),
 )
@@ -137,6 +191,9 @@ requests = Table(
     Column("wall_s", Double, nullable=False, server_default="0"),  # from the start of the execution to its end
     Column("sampled_tokens", BigInteger, nullable=False, server_default="0"),
     Column("cached_tokens", BigInteger, nullable=False, server_default="0"),
+    Column("object_key", String, nullable=False, server_default=""),
+    Column("source_run_id", String, nullable=False, server_default=""),
+    Column("trace_context", String),
     UniqueConstraint("request_id", name="uq_requests_id"),
     UniqueConstraint("dedupe_key", "tenant_id", name="uq_requests_retry"),
     # Partial indexes: each holds only the rows that its query can want, so old rows cost nothing.
@@ -150,6 +207,7 @@ requests = Table(
         sqlite_where=HAS_ENDED_SAMPLE,
         postgresql_where=HAS_ENDED_SAMPLE,
     ),
+    Index("ix_requests_object", "object_key", sqlite_where=HAS_OBJECT, postgresql_where=HAS_OBJECT),
     Index("ix_requests_result", "result_ref", sqlite_where=HAS_RESULT, postgresql_where=HAS_RESULT),
 )
 
@@ -194,9 +252,21 @@ usage = Table(  # survives the requests it was counted from
     Column("tenant_id", String, primary_key=True),
     Column("hour", BigInteger, primary_key=True, autoincrement=False),  # since the epoch
     Column("session_id", String, primary_key=True),
+    Column("run_id", String, primary_key=True),  # empty: of no run
     Column("base_model", String, primary_key=True),
     Column("kind", String, primary_key=True),
     Column("amount", BigInteger, nullable=False),
+    Column("busy_us", BigInteger, nullable=False),  # device time; whole numbers, so that sums agree exactly
+)
+
+quotas = Table(  # what was set for tenants and, with a project_id, for projects; NULL: the default
+    "quotas",
+    metadata,
+    Column("tenant_id", String, primary_key=True),
+    Column("project_id", String, primary_key=True),
+    *(Column(name, Double) for name in LIMIT_NAMES),
+    Column("weight", Double),
+    Column("changed_at", Double, nullable=False),
 )
 
 past_checkpoints = Table(  # what deleted and replaced checkpoints held, and for how long
@@ -234,3 +304,30 @@ loss_uses = Table(  # who has created or called a custom loss, and when last
 
 # Files to delete: the row comes with the end of the last reference, and goes when the files are gone.
 doomed_objects = Table("doomed_objects", metadata, Column("key", String, primary_key=True))
+
+# Who may do what only one process may do. Times are the database's.
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", String, primary_key=True),
+    Column("holder", String, nullable=False),  # empty: nobody
+    Column("epoch", BigInteger, nullable=False),
+    Column("expires_at", Double, nullable=False),
+    Column("address", String, nullable=False),
+)
+
+scheduler_status = Table(  # one row: what the scheduler published last, and under which lease
+    "scheduler_status",
+    metadata,
+    Column("lease_name", String, primary_key=True),
+    Column("epoch", BigInteger, nullable=False),
+    Column("body", JSON, nullable=False),
+)
+
+writers = Table(  # PostgreSQL: the last group that each process committed
+    "writers",
+    metadata,
+    Column("writer_id", String, primary_key=True),
+    Column("last_group", BigInteger, nullable=False),
+    Column("seen_at", DateTime(timezone=True), nullable=False),
+)

@@ -1,6 +1,6 @@
 """SQL of sessions."""
 
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import ColumnElement, Connection, and_, func, select, update
 
 from openrl.errors import SessionEnded
 from openrl.store import projects
@@ -21,13 +21,17 @@ def create_session(connection: Connection, session: SessionRow) -> SessionRow:
 
 def get_session(connection: Connection, tenant_id: str, session_id: str) -> SessionRow:
     """One session of a tenant."""
-    query = select_rows(SessionRow).where(sessions.c.session_id == session_id, sessions.c.tenant_id == tenant_id)
+    query = select_rows(SessionRow).where(_is(tenant_id, session_id))
     return one_row(connection, SessionRow, query, "session", session_id)
 
 
-def list_sessions(connection: Connection, tenant_id: str, limit: int, offset: int) -> Page[SessionRow]:
-    """Sessions of a tenant, newest first."""
+def list_sessions(
+    connection: Connection, tenant_id: str, limit: int, offset: int, project_id: str | None
+) -> Page[SessionRow]:
+    """Sessions of a tenant, newest first; of one project if it is named."""
     owned = sessions.c.tenant_id == tenant_id
+    if project_id is not None:
+        owned &= sessions.c.project_id == project_id
     newest = select_rows(SessionRow).where(owned).order_by(sessions.c.created_at.desc(), sessions.c.session_id.desc())
     count = connection.scalar(select(func.count()).select_from(sessions).where(owned)) or 0
     return Page(rows_of(connection, SessionRow, newest.limit(limit).offset(offset)), count)
@@ -38,13 +42,13 @@ def heartbeat(connection: Connection, tenant_id: str, session_id: str, now: floa
     session = get_session(connection, tenant_id, session_id)
     if session.state != "active":
         raise SessionEnded.of(session_id, session.state, session.end_reason)
-    connection.execute(update(sessions).where(sessions.c.session_id == session_id).values(last_heartbeat_at=now))
+    connection.execute(update(sessions).where(_is(tenant_id, session_id)).values(last_heartbeat_at=now))
 
 
 def end_session(connection: Connection, tenant_id: str, session_id: str, state: SessionState, reason: str) -> None:
     """End an active session; one that has ended stays as it was."""
     if get_session(connection, tenant_id, session_id).state == "active":
-        ending = update(sessions).where(sessions.c.session_id == session_id)
+        ending = update(sessions).where(_is(tenant_id, session_id))
         connection.execute(ending.values(state=state, end_reason=reason))
 
 
@@ -56,6 +60,10 @@ def sessions_silent_since(connection: Connection, before: float) -> tuple[Sessio
         .order_by(sessions.c.last_heartbeat_at, sessions.c.session_id)
     )
     return rows_of(connection, SessionRow, query)
+
+
+def _is(tenant_id: str, session_id: str) -> ColumnElement[bool]:
+    return and_(sessions.c.session_id == session_id, sessions.c.tenant_id == tenant_id)
 
 
 def _repeated(connection: Connection, session: SessionRow) -> SessionRow | None:

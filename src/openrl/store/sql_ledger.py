@@ -10,6 +10,7 @@ from openrl.store.ledger import (
     ProjectSummary,
     SessionQuery,
     SessionSummary,
+    Spending,
     StorageSpan,
     TracedRequest,
     UsageReport,
@@ -43,6 +44,9 @@ class SqlLedger:
 
     async def usage(self, tenant_id: str, first_hour: int, end_hour: int) -> UsageReport:
         return await self._read(usage.report, tenant_id, first_hour, end_hour)
+
+    async def spending(self, tenant_id: str | None, first_hour: int, end_hour: int) -> tuple[Spending, ...]:
+        return await self._read(usage.spending, tenant_id, first_hour, end_hour)
 
     async def storage(self, tenant_id: str, since: float, until: float) -> tuple[StorageSpan, ...]:
         return await self._read(usage.storage, tenant_id, since, until, self._clock())

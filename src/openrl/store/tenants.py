@@ -1,29 +1,46 @@
-"""SQL of tenants and their keys."""
+"""SQL of tenants."""
 
-from sqlalchemy import Connection, select, update
+from dataclasses import replace
+from typing import Any
 
-from openrl.errors import InvalidRequest, NotFound, Unauthorized
+from sqlalchemy import Connection, Select, select, update
+
 from openrl.store import audit
-from openrl.store.base import ApiKeyRow, TenantRow
+from openrl.store.identities import Actor, TenantRow
 from openrl.store.ledger import AuditEntry
-from openrl.store.rows import first_row, plain_values, rows_of, select_rows
-from openrl.store.schema import api_keys, tenants
-
-_SHOWN_HASH = 12  # characters: enough to tell keys apart
+from openrl.store.rows import first_row, one_row, plain_values, rows_of, select_rows
+from openrl.store.schema import tenants
 
 
-def key_details(key: ApiKeyRow) -> dict[str, str]:
-    """What the audit log says of a key."""
-    return {"key_hash": key.key_hash[:_SHOWN_HASH], "label": key.label}
+def tenant_entry(tenant: TenantRow, action: str, now: float, by: Actor) -> AuditEntry:
+    """What the audit log says when something is done to a tenant."""
+    return AuditEntry(now, "organizations", f"tenant_{action}", {"name": tenant.name, **by.details()})
 
 
-def create_tenant(connection: Connection, tenant: TenantRow) -> TenantRow:
+def create_tenant(connection: Connection, tenant: TenantRow, by: Actor) -> TenantRow:
     """The tenant as stored: the first one if its id is taken."""
-    found = first_row(connection, TenantRow, select_rows(TenantRow).where(tenants.c.tenant_id == tenant.tenant_id))
+    found = first_row(connection, TenantRow, _with_id(tenant.tenant_id))
     if found is not None:
         return found
     connection.execute(tenants.insert(), plain_values(tenant))
+    audit.record(connection, tenant.tenant_id, tenant_entry(tenant, "create", tenant.created_at, by))
     return tenant
+
+
+def get_tenant(connection: Connection, tenant_id: str) -> TenantRow:
+    """One tenant."""
+    return one_row(connection, TenantRow, _with_id(tenant_id), "tenant", tenant_id)
+
+
+def tenant_named(connection: Connection, name: str) -> TenantRow | None:
+    """The oldest tenant of a name."""
+    query = select_rows(TenantRow).where(tenants.c.name == name)
+    return first_row(connection, TenantRow, query.order_by(tenants.c.created_at, tenants.c.tenant_id))
+
+
+def is_disabled(connection: Connection, tenant_id: str) -> bool:
+    """Whether the tenant's credentials open nothing."""
+    return connection.scalar(select(tenants.c.disabled_at).where(tenants.c.tenant_id == tenant_id)) is not None
 
 
 def list_tenants(connection: Connection) -> tuple[TenantRow, ...]:
@@ -31,40 +48,17 @@ def list_tenants(connection: Connection) -> tuple[TenantRow, ...]:
     return rows_of(connection, TenantRow, select_rows(TenantRow).order_by(tenants.c.created_at, tenants.c.tenant_id))
 
 
-def add_api_key(connection: Connection, key: ApiKeyRow) -> None:
-    """Add a key; a key that is there already stays as it is, revoked or not."""
-    owner = connection.scalar(select(api_keys.c.tenant_id).where(api_keys.c.key_hash == key.key_hash))
-    if owner is None:
-        connection.execute(api_keys.insert(), plain_values(key))
-        entry = AuditEntry(key.created_at, "organizations", "api_key_create", key_details(key))
-        audit.record(connection, key.tenant_id, entry)
-    elif owner != key.tenant_id:
-        raise InvalidRequest("this API key belongs to another tenant")
+def set_disabled(connection: Connection, tenant_id: str, disable: bool, now: float, by: Actor) -> TenantRow:
+    """Disable a tenant, or let it in again."""
+    tenant = one_row(connection, TenantRow, _with_id(tenant_id), "tenant", tenant_id)
+    if disable == (tenant.disabled_at is not None):
+        return tenant
+    changed = replace(tenant, disabled_at=now if disable else None)
+    at = update(tenants).where(tenants.c.tenant_id == tenant_id)
+    connection.execute(at.values(disabled_at=changed.disabled_at))
+    audit.record(connection, tenant_id, tenant_entry(tenant, "disable" if disable else "enable", now, by))
+    return changed
 
 
-def list_api_keys(connection: Connection, tenant_id: str | None) -> tuple[ApiKeyRow, ...]:
-    """Keys of one tenant or of all, oldest first."""
-    query = select_rows(ApiKeyRow).order_by(api_keys.c.created_at, api_keys.c.key_hash)
-    if tenant_id is not None:
-        query = query.where(api_keys.c.tenant_id == tenant_id)
-    return rows_of(connection, ApiKeyRow, query)
-
-
-def revoke_api_key(connection: Connection, key_hash: str, now: float) -> None:
-    """Revoke a key; the first revocation counts."""
-    key = first_row(connection, ApiKeyRow, select_rows(ApiKeyRow).where(api_keys.c.key_hash == key_hash))
-    if key is None:
-        raise NotFound("this API key does not exist")
-    if key.revoked_at is None:
-        connection.execute(update(api_keys).where(api_keys.c.key_hash == key_hash).values(revoked_at=now))
-        audit.record(connection, key.tenant_id, AuditEntry(now, "organizations", "api_key_revoke", key_details(key)))
-
-
-def tenant_of_key(connection: Connection, key_hash: str) -> str:
-    """The tenant of a key that is not revoked."""
-    owner = connection.scalar(
-        select(api_keys.c.tenant_id).where(api_keys.c.key_hash == key_hash, api_keys.c.revoked_at.is_(None))
-    )
-    if owner is None:
-        raise Unauthorized("the API key is not valid: unknown here, or revoked; `openrl keys` makes keys")
-    return str(owner)
+def _with_id(tenant_id: str) -> Select[Any]:
+    return select_rows(TenantRow).where(tenants.c.tenant_id == tenant_id)

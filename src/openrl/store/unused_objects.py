@@ -1,4 +1,4 @@
-"""Deletes objects that nobody can ask for any more: old snapshots, custom losses, session traces.
+"""Deletes objects that nobody can ask for any more: old snapshots, lost saves, custom losses, session traces.
 
 Each function is one sweep and returns the freed bytes. The keys are listed before the rows are read: what comes into
 being meanwhile is not in the list.
@@ -11,7 +11,7 @@ import structlog
 
 from openrl.errors import Unavailable
 from openrl.store.base import Blobs, Store
-from openrl.store.object_keys import CUSTOM_LOSSES, SNAPSHOTS, TRACES, read_snapshot_key
+from openrl.store.object_keys import CHECKPOINTS, CUSTOM_LOSSES, SNAPSHOTS, TRACES, read_snapshot_key
 
 _log = structlog.get_logger(__name__)
 
@@ -28,6 +28,14 @@ async def free_snapshots(store: Store, blobs: Blobs) -> int:
         if run is None or (key != run.snapshot_key and seq_id <= run.snapshot_seq_id):
             unused.append(key)
     return await _delete(blobs, unused)
+
+
+async def free_checkpoints(store: Store, blobs: Blobs, written_before: float) -> int:
+    """Files that a save left behind when its worker was lost: no checkpoint and no sampler came of them."""
+    written = await asyncio.to_thread(blobs.list_objects, CHECKPOINTS)
+    old = [key for key, written_at in written.items() if written_at < written_before]
+    used = await store.objects_in_use(old) if old else frozenset[str]()
+    return await _delete(blobs, [key for key in old if key not in used])
 
 
 async def free_custom_losses(store: Store, blobs: Blobs, used_before: float) -> int:

@@ -1,6 +1,7 @@
 """Commits writes in groups: whatever arrives while one group is being committed makes up the next."""
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -11,19 +12,44 @@ from sqlalchemy.exc import SQLAlchemyError, StatementError
 
 from openrl.errors import Unavailable
 from openrl.store.base import Blobs
-from openrl.store.group import Committed, Write, apply_group, is_unfit
+from openrl.store.cluster import Lease
+from openrl.store.failures import unavailable
+from openrl.store.group import Committed, Refs, Write, apply_group, is_unfit, put_payloads
+from openrl.store.group_log import GroupLog
+from openrl.store.outage import Outage
 
 MAX_GROUP = 1024
 Waiting = tuple[Write, "asyncio.Future[Any]"]
+Timed = Callable[[float], None]
+"""Hears of the seconds from a group's start until it was durable, payloads included; from any thread."""
 
 
 class GroupWriter:
-    """One thread that writes. Lives on one event loop; `on_commit` is called there after each commit."""
+    """One thread that writes. Lives on one event loop; `on_commit` is called there after each commit.
 
-    def __init__(self, engine: Engine, blobs: Blobs, on_commit: Callable[[Committed], None]) -> None:
+    `fence` is the lease under which this process writes, if it is set. With a `log`, groups go on over an outage of
+    the database, each with one effect; `on_failure` is called with the number of a group that was given up.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        blobs: Blobs,
+        on_commit: Callable[[Committed], None],
+        outage: Outage,
+        log: GroupLog | None = None,
+        on_failure: Callable[[int], None] | None = None,
+        timed: Timed | None = None,
+    ) -> None:
+        self._timed = timed
+        self.fence: Lease | None = None
         self._engine = engine
         self._blobs = blobs
         self._on_commit = on_commit
+        self._outage = outage
+        self._log = log
+        self._on_failure = on_failure
+        self._number = 0
         self._loop = asyncio.get_running_loop()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store-writer")
         self._waiting: list[Waiting] = []
@@ -31,6 +57,11 @@ class GroupWriter:
         self._is_closed = False
         self._idle = asyncio.Event()
         self._idle.set()
+
+    @property
+    def number(self) -> int:
+        """Of the group that is being committed, or was last."""
+        return self._number
 
     def submit(self, write: Write) -> "asyncio.Future[Any]":
         """The answer of a write, resolved once it is durable; raises what made it fail."""
@@ -57,16 +88,40 @@ class GroupWriter:
         commit.add_done_callback(partial(self._settle, group))
 
     def _commit(self, writes: Sequence[Write]) -> Committed:
+        started = time.perf_counter()
         try:
-            return self._apply(writes, is_careful=False)
+            return self._put_and_apply(writes)
+        finally:
+            if self._timed is not None:
+                self._timed(time.perf_counter() - started)
+
+    def _put_and_apply(self, writes: Sequence[Write]) -> Committed:
+        refs = put_payloads(writes, self._blobs)
+        self._number += 1
+        try:
+            return self._apply(writes, refs, is_careful=False)
         except (StatementError, OverflowError, UnicodeEncodeError) as error:
             if not is_unfit(error):
                 raise
-            return self._apply(writes, is_careful=True)
+            return self._apply(writes, refs, is_careful=True)
 
-    def _apply(self, writes: Sequence[Write], is_careful: bool) -> Committed:
-        with self._engine.begin() as connection:
-            return apply_group(connection, writes, self._blobs, is_careful)
+    def _apply(self, writes: Sequence[Write], refs: Refs, is_careful: bool) -> Committed:
+        last: Committed | None = None  # of an attempt that may have been committed
+
+        def attempt() -> Committed:
+            nonlocal last
+            with self._engine.begin() as connection:
+                if last is not None and self._log is not None and self._log.was_committed(connection, self._number):
+                    return last
+                last = None
+                committed = apply_group(connection, writes, refs, self.fence, is_careful)
+                committed.number = self._number
+                if self._log is not None:
+                    self._log.end_group(connection, self._number, committed)
+                last = committed
+            return committed
+
+        return self._outage.outlast(attempt)
 
     def _settle(self, group: Sequence[Waiting], commit: "asyncio.Future[Committed]") -> None:
         error = commit.exception()
@@ -76,6 +131,8 @@ class GroupWriter:
             answers = committed.answers
         else:
             answers = [_failure(error) for _ in group]
+            if self._on_failure is not None:
+                self._on_failure(self._number)
         for (_, future), answer in zip(group, answers, strict=True):
             _resolve(future, answer)
         if self._waiting:
@@ -88,7 +145,7 @@ class GroupWriter:
 def _failure(error: BaseException) -> BaseException:
     """Nothing of the group was committed; a database that refuses is not the callers' mistake."""
     if isinstance(error, SQLAlchemyError):
-        return Unavailable(f"the store cannot write at the moment: {error}")
+        return unavailable("write", error)
     return error
 
 

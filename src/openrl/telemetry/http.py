@@ -1,7 +1,7 @@
 """Counts and logs the answers of an ASGI app, and serves the counts at /metrics."""
 
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 from prometheus_client import Counter, Histogram
@@ -17,6 +17,20 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+def note(scope: Scope, **fields: str) -> None:
+    """Lines about this call say this too.
+
+    The scope holds it, not a context variable: what a call starts for others as well, such as a commit, would take
+    that along.
+    """
+    scope.setdefault("log_fields", {}).update(fields)
+
+
+def log_fields(scope: Scope) -> Mapping[str, str]:
+    """What was noted of a call."""
+    return scope.get("log_fields", {})
 
 
 class MeteredApp:
@@ -53,7 +67,7 @@ class MeteredApp:
             self._count(scope, status, time.perf_counter() - started)
 
     def _count(self, scope: Scope, status: int, seconds: float) -> None:
-        labels = (scope["method"], _route(scope), status)
+        labels = (scope["method"], route_of(scope), status)
         method, route, _ = labels
         if labels not in self._labelled:
             requests = self._metrics.http_requests.labels(method, route, str(status))
@@ -61,15 +75,19 @@ class MeteredApp:
         requests, times = self._labelled[labels]
         requests.inc()
         times.observe(seconds)
+        if "error_code" in scope:
+            self._metrics.rejected_requests.labels(scope["error_code"]).inc()
         if self._log_answers:
-            sdk_method = _header(scope, _SDK_METHOD)
-            _log.debug("answered", method=method, route=route, status=status, ms=seconds * 1e3, sdk=sdk_method)
+            fields = {"method": method, "route": route, "status": status, "sdk": _header(scope, _SDK_METHOD)}
+            _log.debug("answered", ms=seconds * 1e3, **fields, **log_fields(scope))
 
 
-def _route(scope: Scope) -> str:
+def route_of(scope: Scope) -> str:
     """The path without its ids, which would give every run a metric of its own; the router leaves them in the scope."""
     if "endpoint" not in scope:
         return "unmatched"
+    if hasattr(scope["endpoint"], "template"):
+        return scope["endpoint"].template
     path: str = scope["path"]
     for name, value in scope.get("path_params", {}).items():
         path = path.replace(str(value), f"{{{name}}}")
@@ -81,6 +99,10 @@ def _header(scope: Scope, wanted: bytes) -> str:
 
 
 async def _answer(send: Send, body: bytes) -> None:
-    headers = [(b"content-type", b"text/plain; version=0.0.4"), (b"content-length", str(len(body)).encode())]
+    headers = [
+        (b"content-type", b"text/plain; version=0.0.4"),
+        (b"content-length", str(len(body)).encode()),
+        (b"cache-control", b"no-store"),
+    ]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})

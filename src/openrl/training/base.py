@@ -7,12 +7,14 @@ Meanwhile everything may be done with runs that are not in the pass, also anothe
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from openrl.errors import RequestFailed
 from openrl.protocol.datum import ForwardBackwardInput
 from openrl.protocol.results import ForwardBackwardResult
 from openrl.protocol.runs import RunSpec
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,19 @@ class RunState:
     gradients: dict[str, Any]
 
 
+class AdapterCopy(Protocol):
+    """A run's adapter as it was at one moment."""
+
+    @property
+    def adapter(self) -> Any:
+        """AdapterWeights on the device."""
+        ...
+
+    def to_host(self) -> RunState:
+        """The same on the host, without optimizer and gradients; from any thread."""
+        ...
+
+
 class TrainingEngine(Protocol):
     """Trains many runs over one copy of a base model."""
 
@@ -73,6 +88,10 @@ class TrainingEngine(Protocol):
 
     def export_run(self, run_id: str) -> RunState:
         """A copy of the run's state that later training does not change."""
+        ...
+
+    def copy_adapter(self, run_id: str) -> AdapterCopy:
+        """What a sampler needs of the run as it is now; quick, and nothing leaves the device."""
         ...
 
     def load_weights(self, run_id: str, state: RunState, with_optimizer: bool) -> None:
@@ -106,3 +125,12 @@ class TrainingEngine(Protocol):
     def drop_gradients(self, run_id: str) -> None:
         """Forget what forward_backward added since the last step."""
         ...
+
+
+def finish_pass(steps: Generator[int, None, T]) -> T:
+    """Run a `forward_backward` to its end; its results."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as stop:
+            return stop.value

@@ -22,6 +22,7 @@ from openrl.protocol.datum import ForwardBackwardInput
 from openrl.protocol.results import ForwardBackwardResult
 from openrl.protocol.runs import RunSpec
 from openrl.training.activations import ActivationPlan, layer_costs
+from openrl.training.adapter_copy import AdapterCopy
 from openrl.training.base import OptimStep, RunState, TrainingEngine
 from openrl.training.gradients import StagedGradients
 from openrl.training.job import Job, open_job
@@ -70,6 +71,9 @@ class PackedTrainingEngine(TrainingEngine):
 
     def export_run(self, run_id: str) -> RunState:
         return export_state(self._residency.read(run_id))
+
+    def copy_adapter(self, run_id: str) -> AdapterCopy:
+        return AdapterCopy(self._residency.read(run_id))
 
     def load_weights(self, run_id: str, state: RunState, with_optimizer: bool) -> None:
         self._residency.add(load_weights(self._residency.read(run_id), state, with_optimizer))

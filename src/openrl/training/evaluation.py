@@ -7,9 +7,12 @@ numbers must not depend on its neighbours. A client's own loss is computed in fl
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float32, Float64
+from numpy.typing import NDArray
 from torch import Tensor
 
 from openrl.errors import ErrorCategory, RequestFailed
@@ -18,7 +21,9 @@ from openrl.protocol.datum import Datum, DenseArray
 from openrl.protocol.losses import LossSpec
 from openrl.training.custom_loss import custom_gradient, run_custom_loss
 from openrl.training.loss_inputs import Targets, read_custom_inputs, read_policy_inputs, read_weights
-from openrl.training.losses import POLICY_LOSSES, PolicyInputs, PolicyTerms, cross_entropy
+from openrl.training.losses import POLICY_LOSSES, PolicyInputs, PolicyTerms, Reals, cross_entropy
+
+_GRADIENT = "the gradient of a log-probability"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,29 +62,48 @@ def evaluate(
 ) -> Evaluation:
     """The loss of one datum, given its log-probabilities on the host.
 
-    A gradient needs autograd to be on. Raises InvalidRequest for inputs that do not fit, and RequestFailed
-    for numbers that are not finite.
+    The gradient of a client's own loss needs autograd to be on. Raises InvalidRequest for inputs that do not fit, and
+    RequestFailed for numbers that are not finite.
     """
-    _require_finite(logprobs_MK, "a log-probability", "server")
-    leaf_MK = logprobs_MK.to(torch.float32 if call.custom else torch.float64, copy=True).requires_grad_(with_gradient)
-    target_logprobs = targets.spread(leaf_MK)
-    outputs: dict[str, DenseArray] = {"logprobs": target_logprobs.detach().float().numpy()}
-    statistics: PolicyStatistics | None = None
-    metrics: Mapping[str, float] = {}
+    _require_finite(logprobs_MK.numpy(), "a log-probability", "server")
     if call.custom is not None:
-        returned = run_custom_loss(call.custom, read_custom_inputs(datum, call.custom, target_logprobs))
-        loss, metrics = returned.loss, returned.metrics
-    elif call.spec.is_rl:
-        inputs = read_policy_inputs(datum, call.spec, call.settings, target_logprobs)
-        terms = POLICY_LOSSES[call.spec.name](inputs)
-        loss, statistics = terms.loss, _statistics(inputs, terms)
-        outputs["ratio"] = terms.ratio.float().numpy()
-    else:
-        loss = cross_entropy(target_logprobs, read_weights(datum, targets))
-    _require_finite(loss.detach(), "the loss", "user")
-    gradient_MK = _gradient(call, loss, leaf_MK) if with_gradient else None
-    num_targets = int((targets.ids_MK >= 0).sum())
-    return Evaluation(float(loss.detach()), num_targets, outputs, statistics, gradient_MK, metrics)
+        return _evaluate_custom(call.custom, datum, targets, logprobs_MK, with_gradient)
+    logprobs = targets.spread_array(logprobs_MK.numpy())
+    target_logprobs = logprobs.astype(np.float64)
+    outputs: dict[str, DenseArray] = {"logprobs": logprobs.copy()}
+    statistics: PolicyStatistics | None = None
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite fails below
+        if call.spec.is_rl:
+            inputs = read_policy_inputs(datum, call.spec, call.settings, target_logprobs)
+            terms = POLICY_LOSSES[call.spec.name](inputs)
+            loss, gradient, statistics = terms.loss, terms.gradient, _statistics(inputs, terms)
+            outputs["ratio"] = terms.ratio.astype(np.float32)
+        else:
+            weights = read_weights(datum, targets)
+            loss, gradient = cross_entropy(target_logprobs, weights), -weights
+    _require_finite(loss, "the loss", "user")
+    gradient_MK = _at_targets(gradient, targets) if with_gradient else None
+    return Evaluation(loss, _num_targets(targets), outputs, statistics, gradient_MK)
+
+
+def _evaluate_custom(
+    custom: CustomLoss,
+    datum: Datum,
+    targets: Targets,
+    logprobs_MK: Float32[Tensor, "M K"],
+    with_gradient: bool,
+) -> Evaluation:
+    leaf_MK = logprobs_MK.clone().requires_grad_(with_gradient)
+    target_logprobs = targets.spread(leaf_MK)
+    returned = run_custom_loss(custom, read_custom_inputs(datum, custom, target_logprobs))
+    loss = returned.loss.detach()
+    _require_finite(loss.numpy(), "the loss", "user")
+    gradient_MK = None
+    if with_gradient:
+        gradient_MK = custom_gradient(custom, returned.loss, leaf_MK).float()
+        _require_finite(gradient_MK.numpy(), _GRADIENT, "user")
+    outputs: dict[str, DenseArray] = {"logprobs": target_logprobs.detach().numpy()}
+    return Evaluation(float(loss), _num_targets(targets), outputs, None, gradient_MK, returned.metrics)
 
 
 def summarise(call: LossCall, evaluations: Sequence[Evaluation]) -> dict[str, float]:
@@ -103,26 +127,27 @@ def summarise(call: LossCall, evaluations: Sequence[Evaluation]) -> dict[str, fl
 
 def _statistics(x: PolicyInputs, terms: PolicyTerms) -> PolicyStatistics:
     counts_N = x.advantages != 0
-    if not bool(counts_N.any()):
+    if not counts_N.any():
         return PolicyStatistics()
     ratio = terms.ratio[counts_N]
-    kl = (x.sampling_logprobs - x.target_logprobs.detach())[counts_N]
-    clipped = terms.is_clipped[counts_N].double()
-    return PolicyStatistics(float(ratio.mean()), float(ratio.max()), float(kl.mean()), float(clipped.mean()))
+    kl = (x.sampling_logprobs - x.target_logprobs)[counts_N]
+    return PolicyStatistics(
+        float(ratio.mean()), float(ratio.max()), float(kl.mean()), float(terms.is_clipped[counts_N].mean())
+    )
 
 
-def _gradient(call: LossCall, loss: Float[Tensor, ""], leaf_MK: Float[Tensor, "M K"]) -> Float32[Tensor, "M K"]:
-    if call.custom is not None:
-        gradient_MK = custom_gradient(call.custom, loss, leaf_MK)
-    elif loss.requires_grad:
-        (gradient_MK,) = torch.autograd.grad(loss, leaf_MK)
-    else:  # nothing in the datum has a target
-        return torch.zeros_like(leaf_MK, dtype=torch.float32)
-    gradient_MK = gradient_MK.float()
-    _require_finite(gradient_MK, "the gradient of a log-probability", "user")
-    return gradient_MK
+def _at_targets(gradient: Float64[Reals, "N ..."], targets: Targets) -> Float32[Tensor, "M K"]:
+    """The gradient of the rows that have a target."""
+    gradient_NK = gradient.reshape(gradient.shape[0], -1).astype(np.float32)
+    gradient_MK = gradient_NK if len(targets.rows_M) == len(gradient_NK) else gradient_NK[targets.rows_M]
+    _require_finite(gradient_MK, _GRADIENT, "user")
+    return torch.from_numpy(gradient_MK)
 
 
-def _require_finite(values: Tensor, what: str, category: ErrorCategory) -> None:
-    if not bool(torch.isfinite(values).all()):
+def _num_targets(targets: Targets) -> int:
+    return int(np.count_nonzero(targets.ids_MK >= 0))
+
+
+def _require_finite(values: float | NDArray[np.floating[Any]], what: str, category: ErrorCategory) -> None:
+    if not np.isfinite(values).all():
         raise RequestFailed(f"{what} is not finite", category)

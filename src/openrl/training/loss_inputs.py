@@ -9,7 +9,7 @@ from typing import cast
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Float64
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from openrl.errors import InvalidRequest
 from openrl.protocol.custom_loss import CustomLoss
 from openrl.protocol.datum import Datum, DenseArray, LossInput, SparseCsr
 from openrl.protocol.losses import CUSTOM, MAX_TARGETS_PER_TOKEN, LossSpec
-from openrl.training.losses import PolicyInputs
+from openrl.training.losses import PolicyInputs, Reals
 
 ABSENT = -1
 """Target id of a place without a target."""
@@ -43,6 +43,14 @@ class Targets:
             return logprobs_MK.reshape(self.shape)
         full_NK = logprobs_MK.new_zeros(self.shape[0], self.ids_MK.shape[1])
         return full_NK.index_put((torch.from_numpy(self.rows_M),), logprobs_MK).reshape(self.shape)
+
+    def spread_array(self, logprobs_MK: NDArray[np.float32]) -> NDArray[np.float32]:
+        """As `spread`, of an array."""
+        if len(self.rows_M) == self.shape[0]:
+            return logprobs_MK.reshape(self.shape)
+        full_NK = np.zeros((self.shape[0], self.ids_MK.shape[1]), np.float32)
+        full_NK[self.rows_M] = logprobs_MK
+        return full_NK.reshape(self.shape)
 
 
 def read_targets(datum: Datum) -> Targets:
@@ -74,18 +82,18 @@ def may_have_gradient(datum: Datum, targets: Targets, spec: LossSpec) -> NDArray
     return _shaped(datum, "advantages", (datum.num_tokens,))[targets.rows_M] != 0
 
 
-def read_weights(datum: Datum, targets: Targets) -> Float[Tensor, "N ..."]:
-    """Cross-entropy weights in the shape of the targets, float64; unlisted sparse entries are 0."""
-    return torch.from_numpy(_shaped(datum, "weights", targets.shape).astype(np.float64))
+def read_weights(datum: Datum, targets: Targets) -> Float64[Reals, "N ..."]:
+    """Cross-entropy weights in the shape of the targets; unlisted sparse entries are 0."""
+    return _shaped(datum, "weights", targets.shape).astype(np.float64)
 
 
 def read_policy_inputs(
     datum: Datum,
     spec: LossSpec,
     settings: Mapping[str, float],
-    target_logprobs: Float[Tensor, " N"],
+    target_logprobs: Float64[Reals, " N"],
 ) -> PolicyInputs:
-    """A policy-gradient loss's inputs, float64 on the host; raises InvalidRequest."""
+    """A policy-gradient loss's inputs; raises InvalidRequest."""
     advantages = _tokens(datum, "advantages")
     in_sequence_N, sequence_index_N, num_sequences = _sequences(datum, spec, advantages)
     clip_low = _threshold(datum, "clip_low_threshold", spec, settings)
@@ -120,8 +128,8 @@ def read_custom_inputs(datum: Datum, loss: CustomLoss, logprobs: Float[Tensor, "
 
 
 def _sequences(
-    datum: Datum, spec: LossSpec, advantages: Float[Tensor, " N"]
-) -> tuple[Bool[Tensor, " N"], Int64[Tensor, " N"], int]:
+    datum: Datum, spec: LossSpec, advantages: Float64[Reals, " N"]
+) -> tuple[NDArray[np.bool_], NDArray[np.int64], int]:
     """Which tokens form sequence ratios, which sequence each belongs to, and how many there are.
 
     The mask wins; else the sampled spans; else the tokens that carry an advantage. Without spans the
@@ -133,10 +141,10 @@ def _sequences(
         if not bool(in_sequence.any()) and bool((advantages != 0).any()):
             raise InvalidRequest("sequence_ratio_mask marks no token, but advantages are not all zero")
     elif datum.loss_input_spans:
-        in_sequence = torch.from_numpy(sampled)
+        in_sequence = sampled
     else:
         in_sequence = advantages != 0
-    return in_sequence, torch.from_numpy(index), num_sequences
+    return in_sequence, index, num_sequences
 
 
 def _provenance(datum: Datum) -> tuple[NDArray[np.bool_], NDArray[np.int64], int]:
@@ -155,15 +163,15 @@ def _provenance(datum: Datum) -> tuple[NDArray[np.bool_], NDArray[np.int64], int
     return sampled, index, max(1, len(numbers))
 
 
-def _threshold(datum: Datum, name: str, spec: LossSpec, settings: Mapping[str, float]) -> Float[Tensor, " N"]:
+def _threshold(datum: Datum, name: str, spec: LossSpec, settings: Mapping[str, float]) -> Float64[Reals, " N"]:
     """A clip threshold per token: the datum's own, or the setting for every token."""
     if name in spec.optional and name in datum.loss_inputs:
         return _tokens(datum, name)
-    return torch.full((datum.num_tokens,), settings.get(name, 0.0), dtype=torch.float64)
+    return np.full(datum.num_tokens, settings.get(name, 0.0))
 
 
-def _tokens(datum: Datum, name: str) -> Float[Tensor, " N"]:
-    return torch.from_numpy(_shaped(datum, name, (datum.num_tokens,)).astype(np.float64))
+def _tokens(datum: Datum, name: str) -> Float64[Reals, " N"]:
+    return _shaped(datum, name, (datum.num_tokens,)).astype(np.float64)
 
 
 def _shaped(datum: Datum, name: str, shape: tuple[int, ...]) -> DenseArray:

@@ -108,12 +108,13 @@ def export_state(run: TrainingRun) -> RunState:
     for kind, flat_P in (("exp_avg.", run.exp_avg_P), ("exp_avg_sq.", run.exp_avg_sq_P)):
         if flat_P is None:
             continue
-        optimizer.update({kind + name: tensor for name, tensor in _named(run.layout, flat_P).items()})
-    gradients = {} if run.gradients_P is None else _named(run.layout, run.gradients_P)
-    return RunState(_named(run.layout, run.weights_P), optimizer, gradients)
+        optimizer.update({kind + name: tensor for name, tensor in named_factors(run.layout, flat_P).items()})
+    gradients = {} if run.gradients_P is None else named_factors(run.layout, run.gradients_P)
+    return RunState(named_factors(run.layout, run.weights_P), optimizer, gradients)
 
 
-def _named(layout: FlatLayout, flat_P: Float[Tensor, " P"]) -> dict[str, Tensor]:
+def named_factors(layout: FlatLayout, flat_P: Float[Tensor, " P"]) -> dict[str, Tensor]:
+    """Copies on the host of the factors in a flat buffer; names as in PEFT files."""
     named: dict[str, Tensor] = {}
     for name, pair in layout.pairs(flat_P.to("cpu")).items():
         # Clones: the run goes on changing its buffers, and safetensors refuses tensors that share memory.
@@ -123,7 +124,7 @@ def _named(layout: FlatLayout, flat_P: Float[Tensor, " P"]) -> dict[str, Tensor]
 
 
 def _flatten(layout: FlatLayout, named: Mapping[str, Tensor]) -> Float[Tensor, " P"]:
-    """The inverse of `_named`; raises RequestFailed naming what does not fit."""
+    """The inverse of `named_factors`; raises RequestFailed naming what does not fit."""
     pairs: dict[str, LoraPair] = {}
     for name, (inputs, outputs) in layout.shapes.items():
         a_RD = _take(named, f"{PREFIX}{name}.lora_A.weight", (layout.rank, inputs))

@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 from pydantic import ValidationError
 
 from openrl.errors import InvalidRequest
 from openrl.model.adapter import AdapterWeights, LoraPair
+from openrl.model.checked_tensors import load_tensors
 from openrl.model.peft_files import PREFIX, WEIGHTS_FILE, adapter_files
 from openrl.protocol.age_files import encrypt_files
 from openrl.protocol.runs import RunSpec
@@ -58,7 +58,9 @@ def snapshot_files(run: RunSpec, state: RunState) -> dict[str, bytes]:
 
 def read_snapshot(files: Mapping[str, bytes]) -> RunState:
     """What `snapshot_files` wrote; raises InvalidRequest where a file is missing or damaged."""
-    return RunState(*(_load(files, name) for name in (WEIGHTS_FILE, OPTIMIZER_FILE, GRADIENTS_FILE)))
+    # Sums of finite gradients may be infinite; the step that would use them fails.
+    names = (WEIGHTS_FILE, OPTIMIZER_FILE, GRADIENTS_FILE)
+    return RunState(*(load_tensors(files, name, is_finite=False) for name in names))
 
 
 def read_checkpoint(files: Mapping[str, bytes], run: RunSpec, with_optimizer: bool) -> RunState:
@@ -69,8 +71,8 @@ def read_checkpoint(files: Mapping[str, bytes], run: RunSpec, with_optimizer: bo
     if with_optimizer and not manifest.has_optimizer:
         raise InvalidRequest("the checkpoint holds no optimizer state: it was saved for sampling; load it without")
     return RunState(
-        adapter=_load(files, WEIGHTS_FILE),
-        optimizer=_load(files, OPTIMIZER_FILE) if with_optimizer else {},
+        adapter=_load_adapter(files),
+        optimizer=_load_optimizer(files) if with_optimizer else {},
         gradients={},
     )
 
@@ -104,15 +106,33 @@ def _read_manifest(files: Mapping[str, bytes]) -> AdapterManifest:
     try:
         return AdapterManifest.model_validate_json(files[MANIFEST_FILE])
     except (KeyError, ValidationError) as error:
-        raise InvalidRequest(f"{MANIFEST_FILE} is missing or damaged: {error}") from error
+        raise InvalidRequest(f"{MANIFEST_FILE} is missing or damaged") from error
 
 
 def _save(tensors: Mapping[str, Any]) -> bytes:
     return safetensors.torch.save({name: torch.as_tensor(value).contiguous() for name, value in tensors.items()})
 
 
-def _load(files: Mapping[str, bytes], name: str) -> dict[str, torch.Tensor]:
-    try:
-        return safetensors.torch.load(files[name])
-    except (KeyError, safetensors.SafetensorError) as error:
-        raise InvalidRequest(f"{name} is missing or damaged: {error}") from error
+def _load_optimizer(files: Mapping[str, bytes]) -> dict[str, torch.Tensor]:
+    """Moments and the count of steps; raises InvalidRequest for what no optimizer has written."""
+    optimizer = load_tensors(files, OPTIMIZER_FILE)
+    num_steps = optimizer.get("num_steps")
+    if num_steps is None or num_steps.dtype != torch.int64 or num_steps.shape != () or num_steps < 0:
+        raise InvalidRequest(f"{OPTIMIZER_FILE}: num_steps is missing, or no count")
+    for name, tensor in optimizer.items():
+        if name.startswith("exp_avg_sq.") and tensor.numel() and tensor.min() < 0:
+            raise InvalidRequest(f"{OPTIMIZER_FILE}: {name[:100]!r} holds squares below 0")
+    _check_real(optimizer, OPTIMIZER_FILE, besides="num_steps")
+    return optimizer
+
+
+def _load_adapter(files: Mapping[str, bytes]) -> dict[str, torch.Tensor]:
+    adapter = load_tensors(files, WEIGHTS_FILE)
+    _check_real(adapter, WEIGHTS_FILE)
+    return adapter
+
+
+def _check_real(tensors: Mapping[str, torch.Tensor], file: str, besides: str = "") -> None:
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() and name != besides:
+            raise InvalidRequest(f"{file}: {name[:100]!r} is of {tensor.dtype}; it must be of real numbers")

@@ -3,17 +3,16 @@
 import queue
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
-from openrl.errors import RequestFailed, Unavailable
-from openrl.rpc.messages import Outcome, Report, SavedCheckpoint
+from openrl.errors import RequestFailed, WorkerLost
+from openrl.rpc.messages import Outcome, Report, SavedCheckpoint, WorkItem
 from openrl.store.base import Blobs
-from openrl.telemetry.logs import get_logger
 from openrl.worker.attempts import attempt
+from openrl.worker.patience import SAVING_S, write_patiently
 
-_RETRY_WAITS_S = (0.1, 0.5, 1.0, 2.0, 5.0, *[10.0] * 60)  # ten minutes
 T = TypeVar("T")
-log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +34,7 @@ class PendingOutcome:
     wall_s: float = 0.0
     num_sampled_tokens: int = 0
     num_cached_tokens: int = 0
+    item: WorkItem | None = None  # for the log
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,7 @@ class Deliverer:
         self._sleep = sleep
         self._max_group = max_group
         self._inbox: queue.SimpleQueue[Delivery | None] = queue.SimpleQueue()
+        self._is_abandoned = False
 
     def put(self, delivery: Delivery) -> None:
         """Hand over; returns at once. From any thread."""
@@ -79,11 +80,18 @@ class Deliverer:
         """Let `run` return when everything handed over so far is reported."""
         self._inbox.put(None)
 
+    def abandon(self) -> None:
+        """Nobody waits for anything handed over here: let `run` return after the write under way."""
+        self._is_abandoned = True
+        self._inbox.put(None)
+
     def run(self) -> None:
         """The thread's loop; raises Unavailable when nothing can be stored for ten minutes."""
         is_open = True
         while is_open:
             group, is_open = self._take()
+            if self._is_abandoned:
+                return
             self._deliver([each for each in group if isinstance(each, Parcel)])
             for errand in group:
                 if isinstance(errand, Errand):
@@ -101,32 +109,33 @@ class Deliverer:
 
     def _deliver(self, parcels: Sequence[Parcel]) -> None:
         pending = [each for parcel in parcels for each in parcel.pending]
-        products = [_produce(each) for each in pending]
+        products = [self._produce(each) for each in pending]
         bodies = [product.body for product in products if isinstance(product, Product)]
         refs = iter(self._wait_out(lambda: self._blobs.put_payloads(bodies)) if bodies else [])
         outcomes = iter([_outcome(each, product, refs) for each, product in zip(pending, products, strict=True)])
         for parcel in parcels:
             self._report(parcel.report(tuple(next(outcomes) for _ in parcel.pending)))
 
+    def _produce(self, pending: PendingOutcome) -> Product | RequestFailed | None:
+        """What a request leaves behind. A save may fail, so it waits less long for the store than what took effect."""
+        produce = pending.produce
+        if produce is None or isinstance(produce, RequestFailed):
+            return produce
+        write = partial(write_patiently, produce, self._pause, SAVING_S)
+        return attempt(write, what="storing the result", item=pending.item)
+
     def _wait_out(self, write: Callable[[], T]) -> T:
-        """Wait while the disk is full: what is written here took effect, so reporting a failure would be untrue.
+        """What is written here took effect, so reporting a failure would be untrue.
 
         When the trouble lasts, the process ends instead; another worker rebuilds the runs from the
         log, where these requests are still open.
         """
-        for wait_s in _RETRY_WAITS_S:
-            try:
-                return write()
-            except (OSError, Unavailable) as error:
-                log.warning("cannot write to the store; trying again", error=str(error), wait_s=wait_s)
-                self._sleep(wait_s)
-        return write()
+        return write_patiently(write, self._pause)
 
-
-def _produce(pending: PendingOutcome) -> Product | RequestFailed | None:
-    if pending.produce is None or isinstance(pending.produce, RequestFailed):
-        return pending.produce
-    return attempt(pending.produce, what="storing the result")
+    def _pause(self, seconds: float) -> None:
+        if self._is_abandoned:
+            raise WorkerLost("nobody waits for this any more")
+        self._sleep(seconds)
 
 
 def _outcome(pending: PendingOutcome, product: Product | RequestFailed | None, refs: Iterator[str]) -> Outcome:

@@ -29,6 +29,10 @@ class OpenRuns:
     def __contains__(self, run_id: str) -> bool:
         return run_id in self._by_id
 
+    def ids(self) -> list[str]:
+        """All of them."""
+        return list(self._by_id)
+
     def add(self, spec: RunSpec, last_seq_id: int) -> None:
         """Remember a run that its engine has opened."""
         self._by_id[spec.run_id] = OpenedRun(spec, self.engines_of(spec), last_seq_id)

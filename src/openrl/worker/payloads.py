@@ -31,6 +31,7 @@ from openrl.rpc.messages import WorkItem
 from openrl.sampling.base import SampleJob, SamplingOptions
 from openrl.store.base import Blobs
 from openrl.training.base import AdamParams, DimuonParams, OptimStep
+from openrl.worker.patience import read_patiently
 
 WireT = TypeVar("WireT", bound=WireModel)
 _CACHED_LOSSES = 64
@@ -45,7 +46,7 @@ class PayloadReader:
 
     def forward_backward(self, item: WorkItem) -> ForwardBackwardInput:
         """The datums of one request and their loss."""
-        request = decode_forward_backward(self._blobs.get_payload(item.payload_ref))
+        request = decode_forward_backward(self._get(item))
         if request.loss_fn != CUSTOM:
             return request
         key = custom_loss_key(item.tenant_id, read_loss_id(request.loss_fn_config))
@@ -96,11 +97,14 @@ class PayloadReader:
         )
 
     def _read_custom_loss(self, key: str) -> CustomLoss:
-        return parse_custom_loss(self._blobs.get_object(key)[LOSS_FILE])
+        return parse_custom_loss(read_patiently(lambda: self._blobs.get_object(key))[LOSS_FILE])
+
+    def _get(self, item: WorkItem) -> bytes:
+        return read_patiently(lambda: self._blobs.get_payload(item.payload_ref))
 
     def _read(self, item: WorkItem, model: type[WireT]) -> WireT:
         try:
-            return model.model_validate_json(self._blobs.get_payload(item.payload_ref))
+            return model.model_validate_json(self._get(item))
         except ValidationError as error:
             raise InvalidRequest(f"{item.kind}: the stored body is malformed: {error}") from error
 

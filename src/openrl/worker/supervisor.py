@@ -7,10 +7,9 @@ import sys
 from collections.abc import Callable, Sequence
 
 from openrl.config import worker_environment
-from openrl.errors import Unavailable
+from openrl.errors import InvalidRequest
 from openrl.telemetry.logs import get_logger
-from openrl.worker.process import EXIT_REFUSED
-from openrl.worker.settings import WorkerSettings
+from openrl.worker.settings import EXIT_REFUSED, WorkerSettings
 
 WORKER_COMMAND = (sys.executable, "-m", "openrl.worker")
 _FIRST_WAIT_S = 0.5
@@ -43,7 +42,7 @@ class Supervisor:
     async def run(self) -> None:
         """Until drained or cancelled; then the child gets SIGTERM and, when it takes too long, SIGKILL.
 
-        Raises Unavailable with the worker's own words when it cannot start with this configuration.
+        Raises InvalidRequest with the worker's own words when it cannot start with this configuration.
         """
         loop = asyncio.get_running_loop()
         wait_s = _FIRST_WAIT_S
@@ -53,7 +52,7 @@ class Supervisor:
             if self._is_draining:
                 return
             if status == EXIT_REFUSED:
-                raise Unavailable(f"worker {self._settings.worker_id} cannot start: {words}")
+                raise InvalidRequest(f"worker {self._settings.worker_id} cannot start: {words}")
             if loop.time() - started > _HEALTHY_S:
                 wait_s = _FIRST_WAIT_S
             log.warning("worker died; starting it again", worker=self._settings.worker_id, status=status, wait_s=wait_s)

@@ -55,6 +55,10 @@ class TimeShare:
         self._both_work = False
         self._is_charged = False  # whether the turn counts against its side
 
+    def set_shares(self, tenant_shares: Mapping[str, float]) -> None:
+        """Weigh tenants so from here on."""
+        self._tenant_shares = dict(tenant_shares)
+
     def decide(self, now: float, training: Collection[str], sampling: Collection[str]) -> Turn | None:
         """Who goes next; the arguments are the tenants with work on each side. None where there is no work."""
         if not self._both_work:

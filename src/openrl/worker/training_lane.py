@@ -6,6 +6,8 @@ from collections.abc import Callable, Collection, Generator, Iterator, Mapping, 
 from dataclasses import dataclass
 from typing import Generic, TypeVar, assert_never
 
+from structlog.contextvars import bound_contextvars
+
 from openrl.errors import RequestFailed
 from openrl.protocol.codec import encode_forward_backward_output
 from openrl.protocol.datum import ForwardBackwardInput
@@ -30,8 +32,9 @@ from openrl.worker.payloads import PayloadReader, encode_json
 from openrl.worker.run_files import RunFiles
 from openrl.worker.tenants import TenantCount
 from openrl.worker.timeshare import Pace
-from openrl.worker.training_turns import TrainingTurns
+from openrl.worker.training_turns import TrainingTurns, divide_exactly
 from openrl.worker.training_work import Steps, TrainingCommand, TrainingWork
+from openrl.worker.work_watch import WorkWatch
 
 Produce = Callable[[], Product]
 T = TypeVar("T")
@@ -76,7 +79,9 @@ class TrainingLane:
         report: Callable[[Report], None],
         clock: Callable[[], float],
         turns: TrainingTurns,
+        watch: WorkWatch,
     ) -> None:
+        self._watch = watch
         self._runs = runs
         self._files = files
         self._payloads = payloads
@@ -102,6 +107,10 @@ class TrainingLane:
         self._tenants.enter(work.parts.keys())
         self._works.append(work)
 
+    def set_shares(self, tenant_shares: Mapping[str, float]) -> None:
+        """Divide the device between tenants by these from here on."""
+        self._turns.set_shares(tenant_shares)
+
     def tenants(self) -> Collection[str]:
         """Who has work here; empty where `advance` would do nothing."""
         return self._tenants.present()
@@ -114,7 +123,8 @@ class TrainingLane:
         work = self._current = self._turns.choose(self._candidates(), self._pass)
         if work.steps is None:
             work.steps, work.started_at = self._run(work), started
-        has_ended = isinstance(_next(work.steps), Finished)
+        with bound_contextvars(**work.log_fields):
+            has_ended = isinstance(_next(work.steps), Finished)
         now = self._clock()
         self._current = None
         if work.is_pass:
@@ -122,6 +132,15 @@ class TrainingLane:
         self._turns.charge(work.parts, now - started)
         if has_ended:
             self._end(work, now)
+
+    def drop(self) -> None:
+        """Forget every command and every run; nothing is reported."""
+        for work in self._works:
+            if work.steps is not None:
+                work.steps.close()
+        self._works.clear()
+        for run_id in self._runs.ids():
+            self._close(run_id)
 
     def _end(self, work: TrainingWork, now: float) -> None:
         self._works.remove(work)
@@ -182,15 +201,13 @@ class TrainingLane:
                 effects = yield from self._run_singly(command)
         self._note(command, effects)
         deliverer = self._saves if command.kind.startswith("save_weights") else self._results
-        deliverer.put(
-            Parcel(
-                self._share_time(work, command.items, effects), lambda outcomes: ExecuteDone(command.work_id, outcomes)
-            )
-        )
+        pending = self._share_time(work, command.items, effects)
+        self._watch.executed(command, pending)
+        deliverer.put(Parcel(pending, lambda outcomes: ExecuteDone(command.work_id, outcomes)))
 
     def _run_passes(self, work: TrainingWork, command: Execute) -> Generator[None, None, list[Effect]]:
         """All items packed together; one that cannot be read is left out and fails alone."""
-        jobs = [attempt(lambda item=item: self._read_job(item), what=item.kind) for item in command.items]
+        jobs = [attempt(lambda item=item: self._read_job(item), what=item.kind, item=item) for item in command.items]
         work.parts = _tokens_by_tenant(command.items, jobs)
         good = [job for job in jobs if not isinstance(job, RequestFailed)]
         results = iter((yield from self._drive(good, command.kind)) if good else [])
@@ -240,7 +257,7 @@ class TrainingLane:
             if item.has_failed:
                 results[place] = self._timed(lambda item=item: self._drop_gradients(item.run_id), what=item.kind)
                 continue
-            read = attempt(lambda item=item: self._read_step(item), what=item.kind)
+            read = attempt(lambda item=item: self._read_step(item), what=item.kind, item=item)
             if isinstance(read, RequestFailed):
                 results[place] = read
             else:
@@ -330,18 +347,18 @@ class TrainingLane:
         self, work: TrainingWork, items: Sequence[WorkItem], effects: Sequence[Effect]
     ) -> tuple[PendingOutcome, ...]:
         """Divide the device time of the command by tokens; evenly where there are none."""
-        total = sum(effect.num_tokens for effect in effects)
         wall_s = self._clock() - work.started_at
-        shares = [effect.num_tokens / total if total else 1 / len(effects) for effect in effects]
+        shares_s = divide_exactly(work.busy_s, [effect.num_tokens for effect in effects])
         return tuple(
             PendingOutcome(
                 item.request_id,
                 None if item.is_replay and not isinstance(effect.outcome, RequestFailed) else effect.outcome,
                 effect.num_tokens,
-                work.busy_s * share,
+                busy_s,
                 wall_s,
+                item=item,
             )
-            for item, effect, share in zip(items, effects, shares, strict=True)
+            for item, effect, busy_s in zip(items, effects, shares_s, strict=True)
         )
 
     def _timed(self, action: Callable[[], T], *, what: str) -> T | RequestFailed:

@@ -1,12 +1,14 @@
 """Decides whose training goes next and how long it may hold the device; pure, time comes in as an argument."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate, pairwise
 
 from openrl.worker.training_work import TrainingWork
 
 MAX_CREDIT_S = 1.0
-"""Device time that a tenant has left to others while it was away, as far as it counts when it comes back."""
+"""Device time that a tenant has left to others while it was away, as far as it counts when it comes back. Divided by
+the number of others: so long they wait at most, however many come."""
 SWITCH_S = 0.25
 """A pass gives way to another where it is so far ahead of it: passes of equals end one after the other."""
 RECENT_S = 10.0
@@ -26,18 +28,27 @@ class TrainingTurns:
         self._shares = dict(tenant_shares or {})
         self._now = 0.0  # virtual time: how far those that were served had come
         self._times: dict[str, float] = {}
-        self._left_at: dict[str, float] = {}  # of tenants without work here
+        self._present: set[str] = set()  # tenants with work here
+        self._left_at: dict[str, float] = {}  # of those without, for a while
         self._pass_s: dict[str, float] = {}  # device time of each tenant's latest pass
+
+    def set_shares(self, tenant_shares: Mapping[str, float]) -> None:
+        """Charge tenants by these from here on."""
+        self._shares = dict(tenant_shares)
 
     def arrive(self, tenants: Iterable[str]) -> None:
         """These had no work and have some."""
         for tenant in tenants:
-            self._times[tenant] = max(self._times.get(tenant, self._now), self._now - MAX_CREDIT_S)
+            credit_s = MAX_CREDIT_S / max(len(self._present), 1)
+            self._times[tenant] = max(self._times.get(tenant, self._now), self._now - credit_s)
+            self._present.add(tenant)
             self._left_at.pop(tenant, None)
 
     def leave(self, tenants: Iterable[str], now: float) -> None:
         """These have no work any more."""
-        self._left_at.update(dict.fromkeys(tenants, now))
+        left = dict.fromkeys(tenants, now)
+        self._present -= left.keys()
+        self._left_at.update(left)
 
     def choose(self, candidates: Iterable[TrainingWork], latest: TrainingWork | None) -> TrainingWork:
         """The next of the candidates; `latest` is the pass that had a turn last."""
@@ -66,6 +77,13 @@ class TrainingTurns:
 
     def _time_of(self, work: TrainingWork) -> float:
         return min(self._times[tenant] for tenant in work.parts)
+
+
+def divide_exactly(seconds: float, parts: Sequence[float]) -> list[float]:
+    """Time in proportion to the parts (evenly where they are 0), in whole microseconds that add up to all of it."""
+    weights = parts if sum(parts) else [1.0] * len(parts)
+    ends = [round(seconds * 1e6 * end / sum(weights)) for end in accumulate(weights)]
+    return [(end - start) / 1e6 for start, end in pairwise([0, *ends])]
 
 
 def _divided(parts: Mapping[str, float], seconds: float) -> Iterable[tuple[str, float]]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import assert_never
 
 from openrl.rpc.messages import CloseRun, Execute, OpenRun, SnapshotRun
+from openrl.telemetry.logs import request_fields
 
 TrainingCommand = OpenRun | CloseRun | SnapshotRun | Execute
 Steps = Generator[None, None, None]
@@ -24,10 +25,12 @@ class TrainingWork:
     steps: Steps | None = None  # None: not begun
     started_at: float = 0.0
     busy_s: float = 0.0
+    log_fields: Mapping[str, object] = field(init=False)  # what lines of its turns say of its requests
 
     def __post_init__(self) -> None:
         self.runs = _runs_of(self.command)
         self.parts = _parts_of(self.command)
+        self.log_fields = _log_fields_of(self.command)
         self.is_pass = isinstance(self.command, Execute) and self.command.kind in ("forward", "forward_backward")
 
 
@@ -39,6 +42,20 @@ def _runs_of(command: TrainingCommand) -> frozenset[str]:
             return frozenset([run.run_id])
         case CloseRun(run_id) | SnapshotRun(run_id):
             return frozenset([run_id])
+        case _:
+            assert_never(command)
+
+
+def _log_fields_of(command: TrainingCommand) -> Mapping[str, object]:
+    match command:
+        case Execute(_, _, (item,)):
+            return request_fields(item)
+        case Execute(_, _, items):
+            return {"requests": [request_fields(item) for item in items]}
+        case OpenRun(run):
+            return {"run_id": run.run_id, "tenant_id": run.tenant_id}
+        case CloseRun(run_id) | SnapshotRun(run_id):
+            return {"run_id": run_id}
         case _:
             assert_never(command)
 

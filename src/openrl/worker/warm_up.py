@@ -9,7 +9,7 @@ from openrl.protocol.datum import Datum, ForwardBackwardInput, LossInput
 from openrl.protocol.runs import RunSpec, SamplerSpec
 from openrl.sampling.base import SampleJob, SamplingOptions
 from openrl.telemetry.logs import get_logger
-from openrl.training.base import AdamParams, OptimStep
+from openrl.training.base import AdamParams, OptimStep, finish_pass
 from openrl.worker.engines import Engines
 
 log = get_logger(__name__)
@@ -17,6 +17,9 @@ log = get_logger(__name__)
 _RUN_ID = "warm-up"
 _RANK = 32
 _LENGTHS = (64, 200)
+_PROMPTS = (100, 300)
+"""On a GPU a short prompt and a longer one take different paths; see sampling.decode_graph."""
+_NEW_TOKENS = 4
 
 
 def warm_up(engines: Engines) -> None:
@@ -37,13 +40,8 @@ def _train(engines: Engines) -> list[RequestFailed]:
     results: list[object] = []
     for is_forward_only in (False, True):
         data = tuple(_datum(length) for length in _LENGTHS)
-        steps = engine.forward_backward([ForwardBackwardInput(_RUN_ID, 1, data, "cross_entropy", {}, is_forward_only)])
-        while True:
-            try:
-                next(steps)
-            except StopIteration as stop:
-                results += stop.value
-                break
+        job = ForwardBackwardInput(_RUN_ID, 1, data, "cross_entropy", {}, is_forward_only)
+        results += finish_pass(engine.forward_backward([job]))
     results += engine.optim_step([OptimStep(_RUN_ID, AdamParams(learning_rate=0.0))])
     engine.close_run(_RUN_ID)
     return [result for result in results if isinstance(result, RequestFailed)]
@@ -58,9 +56,12 @@ def _datum(length: int) -> Datum:
 def _sample(engines: Engines) -> list[RequestFailed]:
     engine = engines.sampling
     sampler = SamplerSpec(_RUN_ID, engines.base_model.name, None)
-    options = SamplingOptions(max_tokens=4, temperature=1.0, seed=0, stops_at_eos=False)
-    engine.add(SampleJob(_RUN_ID, sampler, np.arange(100, dtype=np.int32) % 7, 2, options))
+    options = SamplingOptions(max_tokens=_NEW_TOKENS, temperature=1.0, seed=0, stops_at_eos=False)
     results: list[object] = []
-    while engine.has_work():
-        results += [finished.result for finished in engine.step()]
+    longest = engines.base_model.context_length - _NEW_TOKENS
+    for length in _PROMPTS:
+        prompt = np.arange(min(length, longest), dtype=np.int32) % 7
+        engine.add(SampleJob(f"{_RUN_ID}-{length}", sampler, prompt, 2, options))
+        while engine.has_work():
+            results += [finished.result for finished in engine.step()]
     return [result for result in results if isinstance(result, RequestFailed)]

@@ -10,8 +10,16 @@ from starlette.responses import Response, StreamingResponse
 
 from openrl.errors import InvalidRequest
 from openrl.gateway.archive import stream_tar, tar_size
+from openrl.gateway.checkpoint_access import granted, look_up
 from openrl.gateway.context import Call, Gateway, Route
-from openrl.gateway.download_links import DownloadGrant, open_grant, sign_grant, wrong_link
+from openrl.gateway.download_links import (
+    DownloadGrant,
+    check_version,
+    open_grant,
+    sign_grant,
+    version_of,
+    wrong_link,
+)
 from openrl.gateway.routes.checkpoints import ADDRESS, address_of
 from openrl.protocol.paths import CheckpointPath, parse_checkpoint_kind
 from openrl.store.base import CheckpointRow
@@ -24,10 +32,12 @@ async def archive(call: Call) -> Response:
     """Redirects to a link that can be fetched without a key for a while."""
     at = address_of(call)
     gateway = call.gateway
-    row = await gateway.store.get_checkpoint(call.tenant_id, at.run_id, at.kind, at.name)
-    await asyncio.to_thread(_sizes, gateway, row)
+    found = await look_up(call, at)
+    await asyncio.to_thread(_sizes, gateway, found.row)
     expires_at = gateway.clock() + gateway.config.download_link_s
-    token = sign_grant(DownloadGrant(call.tenant_id, at.run_id, at.kind, at.name, expires_at), gateway.signing_key)
+    version = version_of(found.row.key)
+    grant = DownloadGrant(found.tenant_id, at.run_id, at.kind, at.name, expires_at, share=found.share, version=version)
+    token = sign_grant(grant, gateway.signing_key)
     link = str(call.request.base_url) + "api/v1/archives/" + quote(token)
     expires = format_datetime(datetime.fromtimestamp(expires_at, UTC), usegmt=True)
     return Response(status_code=302, headers={"Location": link, "Expires": expires})
@@ -39,8 +49,8 @@ async def download(call: Call) -> Response:
     grant = open_grant(call.path["token"], gateway.signing_key, gateway.clock())
     if grant.file:
         raise wrong_link(grant, "archive")
-    kind = parse_checkpoint_kind(grant.kind)
-    row = await gateway.store.get_checkpoint(grant.tenant_id, grant.run_id, kind, grant.name)
+    row = await granted(gateway, grant, parse_checkpoint_kind(grant.kind))
+    check_version(grant, row.key)
     sizes = await asyncio.to_thread(_sizes, gateway, row)
     paths = await asyncio.to_thread(_paths, gateway, row, sizes)
     file_name = f"{grant.kind}-{grant.name}.tar"
@@ -69,6 +79,6 @@ def _paths(gateway: Gateway, row: CheckpointRow, sizes: dict[str, int]) -> dict[
 
 
 ROUTES = (
-    Route("GET", f"{ADDRESS}/archive", archive),
-    Route("GET", "/archives/{token}", download, is_public=True),
+    Route("GET", f"{ADDRESS}/archive", archive, "read"),
+    Route("GET", "/archives/{token}", download, "read", is_public=True),
 )

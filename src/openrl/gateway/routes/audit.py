@@ -57,4 +57,4 @@ def _show(tenant_id: str, entry: AuditEntry) -> Json:
     }
 
 
-ROUTES = (Route("GET", "/audit", audit, query=("event_type", "day")),)
+ROUTES = (Route("GET", "/audit", audit, "admin", query=("event_type", "day")),)

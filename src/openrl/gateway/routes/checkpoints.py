@@ -9,7 +9,6 @@ from openrl.gateway.query import MAX_PAGE, read_page
 from openrl.gateway.replies import json_reply, no_content, show_checkpoint, show_cursor
 from openrl.protocol.paths import CheckpointPath, parse_checkpoint_kind, parse_checkpoint_name
 from openrl.protocol.wire import CheckpointTtlRequest, WeightsInfoRequest, optimizer_config_of
-from openrl.store.doomed import free_doomed_objects
 
 ADDRESS = "/training_runs/{run_id}/checkpoints/{kind}/{name}"
 
@@ -46,7 +45,7 @@ async def delete_checkpoint(call: Call) -> Response:
     """Forget a checkpoint and free its bytes."""
     at = address_of(call)
     row = await call.gateway.store.delete_checkpoint(call.tenant_id, at.run_id, at.kind, at.name)
-    await free_doomed_objects(call.gateway.store, call.gateway.blobs, row.key)
+    await call.gateway.free_files(row.key)
     return no_content()
 
 
@@ -94,11 +93,11 @@ async def weights_info(call: Call) -> Response:
 
 
 ROUTES = (
-    Route("GET", "/checkpoints", list_checkpoints, query=("limit", "offset")),
-    Route("GET", "/training_runs/{run_id}/checkpoints", list_run_checkpoints),
+    Route("GET", "/checkpoints", list_checkpoints, "read", query=("limit", "offset")),
+    Route("GET", "/training_runs/{run_id}/checkpoints", list_run_checkpoints, "read"),
     Route("DELETE", ADDRESS, delete_checkpoint),
     Route("POST", f"{ADDRESS}/publish", publish),
     Route("DELETE", f"{ADDRESS}/publish", unpublish),
     Route("PUT", f"{ADDRESS}/ttl", set_ttl, body=CheckpointTtlRequest),
-    Route("POST", "/weights_info", weights_info, body=WeightsInfoRequest),
+    Route("POST", "/weights_info", weights_info, "read", body=WeightsInfoRequest),
 )

@@ -33,7 +33,10 @@ async def copy_weights(call: Call) -> Response:
         expires_at=None if request.ttl_seconds is None else run.created_at + request.ttl_seconds,
         user_metadata=source.user_metadata,
     )
-    stored = await call.gateway.store.copy_checkpoint(copy, run, session)
+    book = call.gateway.quota_book
+    project_id = await book.project_of(call.tenant_id, run.session_id) if session is None else session.project_id
+    max_stored = await book.bound(call.tenant_id, project_id, "stored_bytes")
+    stored = await call.gateway.store.copy_checkpoint(copy, run, session, max_stored)
     return json_reply({"tinker_path": str(CheckpointPath(stored.run_id, stored.kind, stored.name))})
 
 

@@ -40,6 +40,7 @@ async def create_custom_loss(call: Call) -> Response:
         result_ref=result_ref,
         finished_at=now,
     )
+    call.note(row)
     return future_reply(await gateway.store.enqueue(row, b""))
 
 

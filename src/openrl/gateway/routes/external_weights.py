@@ -9,9 +9,16 @@ from starlette.responses import FileResponse, Response
 
 from openrl.errors import BadValue, InvalidRequest, NotFound
 from openrl.gateway.body import read_body
-from openrl.gateway.checkpoint_access import MANIFEST_FILE, check_name_is_free
+from openrl.gateway.checkpoint_access import MANIFEST_FILE, Found, check_name_is_free, granted, look_up
 from openrl.gateway.context import Call, Gateway, Route
-from openrl.gateway.download_links import DownloadGrant, open_grant, sign_grant, wrong_link
+from openrl.gateway.download_links import (
+    DownloadGrant,
+    check_version,
+    open_grant,
+    sign_grant,
+    version_of,
+    wrong_link,
+)
 from openrl.gateway.replies import json_reply, show_time
 from openrl.gateway.routes.checkpoints import ADDRESS, address_of
 from openrl.gateway.submission import submit_json
@@ -34,6 +41,7 @@ async def _admit_save(call: Call, run: RunRow, request: SaveWeightsExternalReque
         raise InvalidRequest(message, "out_of_range", value=[], bound="left out, or 1 to 10 recipients")
     for recipient in request.age_encryption_recipients or ():
         parse_recipient(recipient)
+    await call.gateway.quota_book.admit_save(call.tenant_id, run.session_id)
     await check_name_is_free(
         call, CheckpointPath(run.spec.run_id, "external_weights", parse_checkpoint_name(request.path))
     )
@@ -45,15 +53,17 @@ async def external_weights_urls(call: Call) -> Response:
     at, gateway = address_of(call), call.gateway
     if at.kind != "external_weights":
         raise BadValue(f"{at}: kind", at.kind, "external_weights, which have links to single files", "wrong_kind")
-    row = await gateway.store.get_checkpoint(call.tenant_id, at.run_id, at.kind, at.name)
-    sizes = await asyncio.to_thread(gateway.blobs.list_object, row.key)
+    found = await look_up(call, at)
+    sizes = await asyncio.to_thread(gateway.blobs.list_object, found.row.key)
     expires_at = gateway.clock() + gateway.config.download_link_s
-    urls = {name: _link(call, at, name, expires_at) for name in sizes if name != MANIFEST_FILE}
+    urls = {name: _link(call, found, name, expires_at) for name in sizes if name != MANIFEST_FILE}
     return json_reply({"urls": urls, "expires": show_time(expires_at)})
 
 
-def _link(call: Call, at: CheckpointPath, file: str, expires_at: float) -> str:
-    grant = DownloadGrant(call.tenant_id, at.run_id, at.kind, at.name, expires_at, file)
+def _link(call: Call, found: Found, file: str, expires_at: float) -> str:
+    row = found.row
+    version = version_of(row.key)
+    grant = DownloadGrant(found.tenant_id, row.run_id, row.kind, row.name, expires_at, file, found.share, version)
     token = sign_grant(grant, call.gateway.signing_key)
     return f"{call.request.base_url}api/v1/external_weights/{quote(token)}"
 
@@ -64,7 +74,8 @@ async def download(call: Call) -> Response:
     grant = open_grant(call.path["token"], gateway.signing_key, gateway.clock())
     if not grant.file:
         raise wrong_link(grant, "file of external weights")
-    row = await gateway.store.get_checkpoint(grant.tenant_id, grant.run_id, "external_weights", grant.name)
+    row = await granted(gateway, grant, "external_weights")
+    check_version(grant, row.key)
     path, status = await asyncio.to_thread(_find, gateway, row, grant.file)
     return FileResponse(path, media_type="application/octet-stream", filename=path.name, stat_result=status)
 
@@ -79,6 +90,6 @@ def _find(gateway: Gateway, row: CheckpointRow, file: str) -> tuple[Path, os.sta
 
 ROUTES = (
     Route("POST", "/save_weights_external", save_weights_external, body=SaveWeightsExternalRequest),
-    Route("GET", f"{ADDRESS}/external_weights_urls", external_weights_urls),
-    Route("GET", "/external_weights/{token}", download, is_public=True),
+    Route("GET", f"{ADDRESS}/external_weights_urls", external_weights_urls, "read"),
+    Route("GET", "/external_weights/{token}", download, "read", is_public=True),
 )

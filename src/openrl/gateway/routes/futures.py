@@ -14,7 +14,8 @@ from openrl.gateway.json_replies import accepts_only_json, result_json
 from openrl.gateway.replies import JSON_TYPE, PROTOBUF_TYPE, json_reply
 from openrl.protocol.runs import RequestKind
 from openrl.protocol.wire import FutureRequest
-from openrl.store.base import FinishedRequest, RequestRow
+from openrl.store.base import RequestRow
+from openrl.store.cluster import Signal
 
 _INLINE_BYTES = 2**16
 """Larger results are read in a thread, so that they do not hold up other requests."""
@@ -25,9 +26,12 @@ async def retrieve_future(call: Call) -> Response:
     """The result, a failure (both 200), or after `long_poll_s` the advice to ask again."""
     request = await read_json(call, FutureRequest)
     gateway = call.gateway
-    row = await gateway.store.wait_finished(call.tenant_id, request.request_id, gateway.config.long_poll_s)
+    row: RequestRow | None = None
+    async with gateway.polls.hold():
+        row = await gateway.store.wait_finished(call.tenant_id, request.request_id, gateway.config.long_poll_s)
     if row is None:
-        return _try_again(call.request, request.request_id)
+        return await _try_again(call, request.request_id)
+    call.note(row)
     if row.state == "done":
         return (request.allow_metadata_only and _announcement(call, row)) or await _result(call, row)
     if row.state == "cancelled":
@@ -79,9 +83,13 @@ def _failure(request: Request, message: str, category: ErrorCategory) -> Respons
     return json_reply({"error": refusal.pop("detail"), "category": category, **refusal})
 
 
-def _try_again(request: Request, request_id: str) -> Response:
+async def _try_again(call: Call, request_id: str) -> Response:
     asked = RequestTimeout(f"request {request_id} has no result yet; ask again")
-    return error_response(request, asked, {"type": "try_again", "request_id": request_id, "queue_state": "active"})
+    more = {"type": "try_again", "request_id": request_id, "queue_state": "active"}
+    pause = await call.gateway.pauses.pause_of(call.tenant_id, request_id)
+    if pause is not None:
+        more |= {"queue_state": pause.state, "queue_state_reason": pause.reason}
+    return error_response(call.request, asked, more)
 
 
 async def cancel_future(call: Call) -> Response:
@@ -91,13 +99,12 @@ async def cancel_future(call: Call) -> Response:
     row = await gateway.store.get_request(call.tenant_id, request.request_id)
     if row.kind != "sample":
         raise BadValue(f"request {row.request_id}: kind", row.kind, "sample, which can be cancelled", "wrong_kind")
-    if row.state == "queued":
-        await gateway.store.finish([FinishedRequest(row.request_id, "cancelled", gateway.clock())])
-        gateway.hooks.on_cancel(row.request_id)
+    if await gateway.store.cancel_request(call.tenant_id, row.request_id, gateway.clock()):
+        await gateway.tell(Signal("cancel", row.request_id))
     return json_reply({})
 
 
 ROUTES = (
-    Route("POST", "/retrieve_future", retrieve_future, body=FutureRequest),
+    Route("POST", "/retrieve_future", retrieve_future, "read", body=FutureRequest),
     Route("POST", "/cancel_future", cancel_future, body=FutureRequest),
 )

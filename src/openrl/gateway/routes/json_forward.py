@@ -16,7 +16,7 @@ from openrl.gateway.admission import admit_forward_backward
 from openrl.gateway.body import BodyTooLarge, parse_json, read_body, read_end
 from openrl.gateway.context import Call, Route
 from openrl.gateway.replies import JSON_TYPE, future_reply
-from openrl.gateway.submission import find_run, new_request, refuse, refuse_address
+from openrl.gateway.submission import admit_queued, find_run, new_request, refuse, refuse_address
 from openrl.protocol.codec import encode_forward_backward
 from openrl.protocol.json_datums import JsonForwardBackwardRequest, JsonForwardRequest, to_forward_backward
 from openrl.protocol.oversized import MAX_END_BYTES, read_json_address
@@ -49,6 +49,7 @@ async def _submit(call: Call, form: type[JsonForwardRequest | JsonForwardBackwar
     address = await asyncio.to_thread(parse_json, body, RunAddress)
     run = await find_run(call, address.model_id)
     row = new_request(call, run, kind, address.seq_id)
+    await admit_queued(call, row)
     model = call.gateway.catalog.get(run.spec.base_model)
     try:
         num_tokens, payload = await asyncio.to_thread(_admit, body, form, model, call.gateway.config)
@@ -67,4 +68,4 @@ def _admit(
     return admit_forward_backward(request, model, config), encode_forward_backward(request)
 
 
-ROUTES = (Route("POST", "/forward", forward),)
+ROUTES = (Route("POST", "/forward", forward, body=JsonForwardRequest),)

@@ -24,7 +24,7 @@ from openrl.protocol.wire import (
     RunRequest,
     optimizer_config_of,
 )
-from openrl.store.base import CheckpointRow, Json, RunRow
+from openrl.store.base import CheckpointRow, Json, RequestRow, RunRow
 
 _UNLOAD_TRIES = 1000
 
@@ -50,8 +50,7 @@ async def create_model(call: Call) -> Response:
     run = await _new_run(
         call, spec, request.session_id, request.model_seq_id, request.optimizer_config, request.user_metadata
     )
-    _, row = await call.gateway.store.create_run(run, new_request(call, run, "create_model", 0), body)
-    return future_reply(row)
+    return await _create(call, run, new_request(call, run, "create_model", 0), body)
 
 
 async def load_weights(call: Call) -> Response:
@@ -59,7 +58,7 @@ async def load_weights(call: Call) -> Response:
     body = await read_body(call)
     request = parse_json(body, LoadWeightsRequest)
     if request.model_id is not None:
-        return await submit_json(call, body, "load_weights", LoadWeightsRequest, _admit_load)
+        return await submit_json(call, body, "load_weights", LoadWeightsRequest, _admit_load, _object_of)
     return await _create_from_checkpoint(call, request)
 
 
@@ -82,9 +81,17 @@ async def _create_from_checkpoint(call: Call, request: LoadWeightsRequest) -> Re
         optimizer=admit_optimizer(optimizer),
     )
     run = await _new_run(call, spec, request.session_id, request.model_seq_id, optimizer, request.user_metadata)
-    row = new_request(call, run, "load_weights", 0)
-    _, row = await call.gateway.store.create_run(run, row, _load_payload(request, checkpoint))
-    return future_reply(row)
+    row = replace(new_request(call, run, "load_weights", 0), object_key=checkpoint.key)
+    return await _create(call, run, row, _load_payload(request, checkpoint))
+
+
+async def _create(call: Call, run: RunRow, row: RequestRow, payload: bytes) -> Response:
+    """Store a run with its request 0; raises QuotaReached when there are too many."""
+    book = call.gateway.quota_book
+    project_id = await book.project_of(call.tenant_id, run.session_id)
+    max_live = await book.bound(call.tenant_id, project_id, "live_runs")
+    _, stored = await call.gateway.store.create_run(run, row, payload, max_live)
+    return future_reply(stored)
 
 
 async def _admit_load(call: Call, run: RunRow, request: LoadWeightsRequest, _: bytes) -> bytes:
@@ -117,6 +124,10 @@ async def _resolve(call: Call, request: LoadWeightsRequest) -> tuple[CheckpointR
 def _load_payload(request: LoadWeightsRequest, checkpoint: CheckpointRow) -> bytes:
     payload = LoadWeightsPayload(key=checkpoint.key, optimizer=request.optimizer, path=request.path)
     return payload.model_dump_json().encode()
+
+
+def _object_of(payload: bytes) -> str:
+    return LoadWeightsPayload.model_validate_json(payload).key
 
 
 async def _new_run(
@@ -164,7 +175,7 @@ async def unload_model(call: Call) -> Response:
     body = await read_body(call)
     request = parse_json(body, RunRequest)
     run = await call.gateway.store.get_run(call.tenant_id, request.model_id)
-    _, first, finished = await call.gateway.store.run_progress(request.model_id)
+    first, finished = await call.gateway.store.free_seq_ids(call.tenant_id, request.model_id)
     row = new_request(call, run, "unload_model", first)
     for seq_id in range(first, first + _UNLOAD_TRIES + len(finished)):
         if seq_id in finished:
@@ -180,6 +191,6 @@ async def unload_model(call: Call) -> Response:
 ROUTES = (
     Route("POST", "/create_model", create_model, body=CreateModelRequest),
     Route("POST", "/load_weights", load_weights, body=LoadWeightsRequest),
-    Route("POST", "/get_info", get_info, body=RunRequest),
+    Route("POST", "/get_info", get_info, "read", body=RunRequest),
     Route("POST", "/unload_model", unload_model, body=RunRequest),
 )

@@ -35,6 +35,6 @@ async def _show(call: Call, run: RunRow) -> Json:
 
 
 ROUTES = (
-    Route("GET", "/training_runs", list_runs, query=("limit", "offset", "access_scope", "project_id")),
-    Route("GET", "/training_runs/{run_id}", get_run),
+    Route("GET", "/training_runs", list_runs, "read", query=("limit", "offset", "access_scope", "project_id")),
+    Route("GET", "/training_runs/{run_id}", get_run, "read"),
 )

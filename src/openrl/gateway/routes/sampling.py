@@ -15,7 +15,9 @@ from openrl.gateway.sample_admission import admit_sample
 from openrl.gateway.sampling_header import with_header_params
 from openrl.protocol.paths import sampling_session_id
 from openrl.protocol.wire import CreateSamplingSessionRequest, SampleRequest
+from openrl.sampling.vllm_rules import check as check_for_vllm
 from openrl.store.base import RequestRow, SamplerRow
+from openrl.store.object_keys import run_of_checkpoint
 
 
 async def asample(call: Call) -> Response:
@@ -27,7 +29,15 @@ async def asample(call: Call) -> Response:
     request, body = with_header_params(call, await read_body(call))
     sampler_id = request.sampling_session_id
     sampler = await gateway.samplers.get(call.tenant_id, sampler_id, partial(_open_sampler, call))
-    num_tokens = admit_sample(request, gateway.catalog.get(sampler.base_model), gateway.config)
+    model = gateway.catalog.get(sampler.base_model)
+    num_tokens = admit_sample(request, model, gateway.config)
+    if gateway.samples_with_vllm:
+        check_for_vllm(
+            request.sampling_params,
+            model.vocab_size,
+            has_targets=request.target_prompt_logprobs is not None,
+            num_alternatives=request.prompt_alt_tokens_k,
+        )
     row = RequestRow(
         request_id=gateway.new_id(),
         tenant_id=call.tenant_id,
@@ -40,9 +50,19 @@ async def asample(call: Call) -> Response:
         base_model=sampler.base_model,
         num_tokens=num_tokens,
         num_sequences=request.num_samples,
+        source_run_id=_source_run(sampler),
+        trace_context=call.trace_context,
     )
+    call.note(row)
+    await gateway.quota_book.admit_queued(call.tenant_id, row.session_id, row.dedupe_key)
     stored = await gateway.store.enqueue(row, body)
     return _sample_reply(stored.request_id, request.num_samples)
+
+
+def _source_run(sampler: SamplerRow) -> str:
+    """The run whose weights these are; empty where another session's are sampled."""
+    run_id = "" if sampler.adapter_key is None else run_of_checkpoint(sampler.adapter_key)
+    return run_id if run_id.partition(":")[0] == sampler.session_id else ""
 
 
 def _sample_reply(request_id: str, num_samples: int) -> Response:
@@ -77,7 +97,7 @@ async def create_sampling_session(call: Call) -> Response:
         sampling_session_seq_id=request.sampling_session_seq_id,
     )
     if request.model_path is not None:
-        row = await _with_adapter(call, row, request.model_path)
+        row = await _with_adapter(call, row, request.model_path, request.weights_access_token)
     elif request.base_model is not None:
         row = replace(row, base_model=call.gateway.catalog.get(request.base_model).name)
     else:
@@ -86,8 +106,8 @@ async def create_sampling_session(call: Call) -> Response:
     return json_reply({"type": "create_sampling_session", "sampling_session_id": stored.sampler_id})
 
 
-async def _with_adapter(call: Call, row: SamplerRow, model_path: str) -> SamplerRow:
-    checkpoint = await find_checkpoint(call, model_path)
+async def _with_adapter(call: Call, row: SamplerRow, model_path: str, access_token: str | None) -> SamplerRow:
+    checkpoint = await find_checkpoint(call, model_path, access_token)
     if checkpoint.kind != "sampler_weights":
         bound = "sampler_weights, which save_weights_for_sampler makes"
         raise BadValue(f"{model_path}: kind", checkpoint.kind, bound, "wrong_kind")
@@ -108,5 +128,5 @@ async def get_sampler(call: Call) -> Response:
 ROUTES = (
     Route("POST", "/asample", asample, body=SampleRequest),
     Route("POST", "/create_sampling_session", create_sampling_session, body=CreateSamplingSessionRequest),
-    Route("GET", "/samplers/{sampler_id}", get_sampler),
+    Route("GET", "/samplers/{sampler_id}", get_sampler, "read"),
 )

@@ -30,14 +30,16 @@ async def retrieve_futures(call: Call) -> Response:
     store, longest = call.gateway.store, call.gateway.config.long_poll_s
     sampler_id, first = request.target.sampling_session_id, request.target.cloned_sampler_id * CLONE_SEQ_IDS
     timeout_s = longest if request.timeout is None else min(request.timeout, longest)
-    ended = store.ended_samples(
-        call.tenant_id, sampler_id, range(first, first + CLONE_SEQ_IDS), request.prev_cursor, timeout_s
-    )
-    if request.retrieved_request_ids:
-        released = store.release_results(call.tenant_id, sampler_id, request.retrieved_request_ids)
-        rows, _ = await asyncio.gather(ended, released)
-    else:
-        rows = await ended
+    rows: tuple[RequestRow, ...] = ()
+    async with call.gateway.polls.hold():
+        ended = store.ended_samples(
+            call.tenant_id, sampler_id, range(first, first + CLONE_SEQ_IDS), request.prev_cursor, timeout_s
+        )
+        if request.retrieved_request_ids:
+            released = store.release_results(call.tenant_id, sampler_id, request.retrieved_request_ids)
+            rows, _ = await asyncio.gather(ended, released)
+        else:
+            rows = await ended
     cursor = rows[-1].end_position if rows else request.prev_cursor
     return json_reply({"completions": [_completion(call, row) for row in rows], "cursor": cursor})
 

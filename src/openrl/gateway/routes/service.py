@@ -38,22 +38,24 @@ async def get_server_capabilities(call: Call) -> Response:
 
 
 async def healthz(_: Call) -> Response:
-    """The process answers."""
+    """The process answers, and so does its loop."""
     return json_reply({"status": "ok"})
 
 
 async def readyz(call: Call) -> Response:
     """Whether work can be done: 503 until it can."""
-    if call.gateway.hooks.is_ready():
+    if call.gateway.is_ready():
         return json_reply({"status": "ready"})
     starting = Unavailable("the server is starting or stopping: no worker takes requests yet; ask again soon")
     return error_response(call.request, starting, {"status": "starting"})
 
 
 ROUTES = (
-    Route("POST", "/client/config", client_config, body=ClientConfigRequest),
-    Route("POST", "/client/dynamic_config", client_dynamic_config, body=ClientConfigRequest),
-    Route("GET", "/get_server_capabilities", get_server_capabilities),
-    Route("GET", "/healthz", healthz, is_public=True),
-    Route("GET", "/readyz", readyz, is_public=True),
+    Route("POST", "/client/config", client_config, "read", body=ClientConfigRequest),
+    Route("POST", "/client/dynamic_config", client_dynamic_config, "read", body=ClientConfigRequest),
+    Route("GET", "/get_server_capabilities", get_server_capabilities, "read"),
+    Route("GET", "/healthz", healthz, "read", is_public=True),
+    Route("GET", "/startupz", healthz, "read", is_public=True),
+    Route("GET", "/livez", healthz, "read", is_public=True),
+    Route("GET", "/readyz", readyz, "read", is_public=True),
 )

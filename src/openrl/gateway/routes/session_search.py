@@ -98,6 +98,6 @@ def _show_status(state: str, end_reason: str) -> Json | None:
 
 
 ROUTES = (
-    Route("POST", "/sessions/search", search_sessions, body=SessionSearchRequest),
+    Route("POST", "/sessions/search", search_sessions, "read", body=SessionSearchRequest),
     Route("PUT", "/sessions/{session_id}/project", assign_project, body=AssignProjectRequest),
 )

@@ -12,6 +12,7 @@ from openrl.gateway.query import check_access_scope, read_page
 from openrl.gateway.replies import json_reply, no_content, show_metadata
 from openrl.protocol.wire import CreateSessionRequest, FinishSessionRequest, SessionHeartbeatRequest
 from openrl.store.base import SessionRow
+from openrl.store.cluster import Signal
 from openrl.store.ledger import DEFAULT_PROJECT
 
 
@@ -28,8 +29,9 @@ async def create_session(call: Call) -> Response:
         tags=request.tags,
         user_metadata=check_metadata(request.user_metadata),
         display_name=request.display_name,
-        project_id=request.project_id or DEFAULT_PROJECT,
+        project_id=request.project_id or call.identity.project_id or DEFAULT_PROJECT,
         idempotency_key=idempotency_key(call),
+        user_id=call.identity.user_id,
     )
     stored = await call.gateway.store.create_session(session)
     return json_reply({"type": "create_session", "session_id": stored.session_id})
@@ -50,7 +52,7 @@ async def finish_session(call: Call) -> Response:
     if session.state == "active":
         reason = request.reason.type if request.detail is None else f"{request.reason.type}: {request.detail}"
         await call.gateway.store.end_session(call.tenant_id, session_id, "finished", reason)
-        call.gateway.hooks.on_session_end(session_id)
+        await call.gateway.tell(Signal("session_ended", session_id))
     return no_content()
 
 
@@ -84,6 +86,6 @@ ROUTES = (
     Route("POST", "/session_heartbeat", session_heartbeat, body=SessionHeartbeatRequest),
     Route("POST", "/create_session", create_session, body=CreateSessionRequest),
     Route("POST", "/sessions/{session_id}/finish", finish_session, body=FinishSessionRequest),
-    Route("GET", "/sessions", list_sessions, query=("limit", "offset", "access_scope")),
-    Route("GET", "/sessions/{session_id}", get_session),
+    Route("GET", "/sessions", list_sessions, "read", query=("limit", "offset", "access_scope")),
+    Route("GET", "/sessions/{session_id}", get_session, "read"),
 )

@@ -9,8 +9,8 @@ from openrl.gateway.replies import json_reply
 
 async def telemetry(call: Call) -> Response:
     """Accepted and dropped, whatever it says: anything but a quick answer delays the client (tinker-api P14)."""
-    await read_body(call)
+    await read_body(call, is_json=False)
     return json_reply({"status": "accepted"})
 
 
-ROUTES = (Route("POST", "/telemetry", telemetry),)
+ROUTES = (Route("POST", "/telemetry", telemetry, "read"),)

@@ -45,6 +45,6 @@ async def download_trace(call: Call) -> Response:
 
 
 ROUTES = (
-    Route("GET", "/sessions/{session_id}/trace_export", export_trace),
-    Route("GET", "/traces/{token}", download_trace, is_public=True),
+    Route("GET", "/sessions/{session_id}/trace_export", export_trace, "read"),
+    Route("GET", "/traces/{token}", download_trace, "read", is_public=True),
 )

@@ -14,10 +14,11 @@ from openrl.gateway.custom_losses import find_loss
 from openrl.gateway.metadata import check_metadata
 from openrl.gateway.replies import future_reply
 from openrl.gateway.routes.json_forward import forward_backward_from_json, is_json
-from openrl.gateway.submission import find_run, new_request, refuse, refuse_address, submit_json
+from openrl.gateway.submission import admit_queued, find_run, new_request, refuse, refuse_address, submit_json
 from openrl.protocol.codec import decode_forward_backward, decode_run_and_seq_id
 from openrl.protocol.custom_loss import read_loss_id
 from openrl.protocol.datum import ForwardBackwardInput
+from openrl.protocol.json_datums import JsonForwardBackwardRequest
 from openrl.protocol.losses import CUSTOM
 from openrl.protocol.oversized import read_address
 from openrl.protocol.paths import CheckpointPath, parse_checkpoint_name
@@ -33,16 +34,18 @@ async def forward_backward(call: Call) -> Response:
     if is_json(call.request):
         return await forward_backward_from_json(call)
     try:
-        body = await read_body(call)
+        body = await read_body(call, is_json=False)
     except BodyTooLarge as error:
         return await refuse_address(call, read_address(error.start), "forward_backward", error)
     try:
-        request = await _decode(body)
+        request = await _decode(body, call.gateway.config.max_datums)
     except InvalidRequest as error:
-        return await refuse_address(call, decode_run_and_seq_id(body), "forward_backward", error)
+        address = await asyncio.to_thread(decode_run_and_seq_id, body)
+        return await refuse_address(call, address, "forward_backward", error)
     _check_seq_id(request.seq_id)
     run = await find_run(call, request.run_id)
     row = new_request(call, run, "forward" if request.is_forward_only else "forward_backward", request.seq_id)
+    await admit_queued(call, row)
     try:
         request = await _with_custom_loss(call, run, request)
         num_tokens = await _admit(call, run, request, len(body))
@@ -51,10 +54,10 @@ async def forward_backward(call: Call) -> Response:
     return future_reply(await call.gateway.store.enqueue(replace(row, num_tokens=num_tokens), body))
 
 
-async def _decode(body: bytes) -> ForwardBackwardInput:
+async def _decode(body: bytes, max_datums: int) -> ForwardBackwardInput:
     if len(body) <= _INLINE_BYTES:
-        return decode_forward_backward(body)
-    return await asyncio.to_thread(decode_forward_backward, body)
+        return decode_forward_backward(body, max_datums)
+    return await asyncio.to_thread(decode_forward_backward, body, max_datums)
 
 
 async def _with_custom_loss(call: Call, run: RunRow, request: ForwardBackwardInput) -> ForwardBackwardInput:
@@ -94,6 +97,7 @@ async def save_weights(call: Call) -> Response:
 
 async def _admit_save(call: Call, run: RunRow, request: SaveWeightsRequest, body: bytes) -> bytes:
     check_metadata(request.user_metadata)
+    await call.gateway.quota_book.admit_save(call.tenant_id, run.session_id)
     path = CheckpointPath(run.spec.run_id, "weights", parse_checkpoint_name(request.path))
     if not request.overwrite:
         await check_name_is_free(call, path)
@@ -110,6 +114,7 @@ async def save_weights_for_sampler(call: Call) -> Response:
 async def _admit_sampler_save(call: Call, run: RunRow, request: SaveWeightsForSamplerRequest, body: bytes) -> bytes:
     check_sampler_save(request)
     check_metadata(request.user_metadata)
+    await call.gateway.quota_book.admit_save(call.tenant_id, run.session_id)
     if request.path is not None:
         path = CheckpointPath(run.spec.run_id, "sampler_weights", parse_checkpoint_name(request.path))
         await check_name_is_free(call, path)
@@ -117,7 +122,7 @@ async def _admit_sampler_save(call: Call, run: RunRow, request: SaveWeightsForSa
 
 
 ROUTES = (
-    Route("POST", "/forward_backward", forward_backward, is_protobuf=True),
+    Route("POST", "/forward_backward", forward_backward, body=JsonForwardBackwardRequest, is_protobuf=True),
     Route("POST", "/optim_step", optim_step, body=OptimStepRequest),
     Route("POST", "/save_weights", save_weights, body=SaveWeightsRequest),
     Route("POST", "/save_weights_for_sampler", save_weights_for_sampler, body=SaveWeightsForSamplerRequest),

@@ -10,10 +10,11 @@ from starlette.responses import Response
 from openrl.config import RatesConfig
 from openrl.errors import BadValue, InvalidRequest
 from openrl.gateway.context import Call, Route
-from openrl.gateway.identity import tenant_name, user_urn
+from openrl.gateway.identity import user_urn
 from openrl.gateway.query import read_project
 from openrl.gateway.replies import json_reply, show_metadata, show_time
 from openrl.store.base import Json
+from openrl.store.costs import cost_of
 from openrl.store.ledger import HOUR_S, ProjectSummary, StorageSpan, UsageRow
 
 MAX_HOURS = 14 * 24
@@ -98,7 +99,8 @@ def _hour(call: Call, name: str) -> int:
 
 async def _owner(call: Call) -> tuple[str, str]:
     """URN and name of the tenant."""
-    return user_urn(call.tenant_id), await tenant_name(call.gateway, call.tenant_id)
+    tenant = await call.gateway.store.identities.get_tenant(call.tenant_id)
+    return user_urn(call.tenant_id), tenant.name
 
 
 def _bucket(hour: int, base_model: str, project_id: str, owner: tuple[str, str]) -> Json:
@@ -115,6 +117,10 @@ def _bucket(hour: int, base_model: str, project_id: str, owner: tuple[str, str])
 
 def _show_usage(row: UsageRow, rates: RatesConfig, owner: tuple[str, str]) -> Json:
     event = _bucket(row.hour, row.base_model, row.project_id, owner) | {"session_id": row.session_id}
+    event["gpu_seconds"] = row.busy_us / 1e6
+    cost = cost_of(rates, row.kind, row.amount, row.busy_us)
+    if cost is not None:
+        event["estimated_cost_usd"] = cost
     match row.kind:
         case "checkpoint":
             return event | {"event_info": {"type": "checkpoint", "count": row.amount}}
@@ -129,7 +135,6 @@ def _show_usage(row: UsageRow, rates: RatesConfig, owner: tuple[str, str]) -> Js
     event["event_info"] = {**info, "token_count": row.amount}
     if rate is not None:
         event["effective_rate_usd_per_million_tokens"] = rate
-        event["estimated_cost_usd"] = rate * row.amount / 1e6
     return event
 
 
@@ -157,6 +162,6 @@ def _show_project(project: ProjectSummary, rate: float | None, owner: tuple[str,
 
 
 ROUTES = (
-    Route("GET", "/billing/usage/events", usage_events, query=("starting_on", "ending_before")),
-    Route("GET", "/billing/usage/checkpoints/current", current_storage, query=("project_id",)),
+    Route("GET", "/billing/usage/events", usage_events, "read", query=("starting_on", "ending_before")),
+    Route("GET", "/billing/usage/checkpoints/current", current_storage, "read", query=("project_id",)),
 )

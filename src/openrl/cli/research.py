@@ -1,0 +1,165 @@
+"""`openrl research`: studies of many attempts, run, watched and reported on."""
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import Coroutine
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from openrl.cli.tables import print_table
+from openrl.errors import InvalidRequest
+from openrl.research.journal import ENDED, Journal, StudyState, read_state
+from openrl.research.meter import Meter, NoMeter, ServerMeter
+from openrl.research.study import STOP_FILE, STUDY_FILE, Study, load_study
+from openrl.research.template import TEMPLATE
+from openrl.telemetry.logs import configure_logs
+
+research_app = typer.Typer(help="Many attempts at one question: proposed, run at once, compared.", no_args_is_help=True)
+
+DirectoryArgument = Annotated[Path, typer.Argument(help="The study's directory.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="JSON in place of a table.")]
+
+
+@research_app.command()
+def new(directory: DirectoryArgument) -> None:
+    """Make a directory with a study.toml to fill in."""
+    file = directory / STUDY_FILE
+    if file.exists():
+        raise InvalidRequest(f"{file} exists already")
+    directory.mkdir(parents=True, exist_ok=True)
+    file.write_text(TEMPLATE.replace("STUDY", directory.resolve().name.lower().replace("_", "-")))
+    typer.echo(f"{file} written; `openrl research run {directory}` when it says what you want")
+
+
+@research_app.command()
+def run(directory: DirectoryArgument) -> None:
+    """Run a study that has not begun; Ctrl-C interrupts it, and `resume` goes on."""
+    if read_state(directory).attempts:
+        raise InvalidRequest(
+            f"the study in {directory} has begun; `openrl research resume {directory}` goes on with it"
+        )
+    _run(directory)
+
+
+@research_app.command()
+def resume(directory: DirectoryArgument) -> None:
+    """Go on with a study that was stopped or cut off; nothing that has ended runs again."""
+    if not read_state(directory).attempts:
+        raise InvalidRequest(f"the study in {directory} has not begun; `openrl research run {directory}` begins it")
+    _run(directory)
+
+
+@research_app.command()
+def stop(directory: DirectoryArgument) -> None:
+    """Let a running study begin nothing more; its attempts end first."""
+    load_study(directory)
+    (directory / STOP_FILE).touch()
+    typer.echo("it ends with the attempts that run now")
+
+
+@research_app.command()
+def status(directory: DirectoryArgument, as_json: JsonOption = False) -> None:
+    """What every attempt has come to."""
+    study, state = load_study(directory), read_state(directory)
+    if as_json:
+        shown = {"study": study.name, "metric": study.metric, "attempts": _status(study, state)}
+        typer.echo(json.dumps(shown))
+        return
+    names = ("attempt", "state", "seed", "value", "gpu_seconds", "params")
+    rows = [[each[name] for name in names] for each in _status(study, state)]
+    print_table(("ATTEMPT", "STATE", "SEED", study.metric.upper(), "GPU S", "PARAMETERS"), rows)
+    used, budget = state.usage, study.budget
+    typer.echo(
+        f"{sum(each.state in ENDED for each in state.attempts.values())} of {budget.attempts} attempts, "
+        f"{used.gpu_seconds:.0f} of {budget.gpu_seconds or 'unbounded'} GPU-seconds, "
+        f"{used.tokens:.0f} of {budget.tokens or 'unbounded'} tokens"
+    )
+
+
+@research_app.command()
+def show(directory: DirectoryArgument, number: Annotated[int, typer.Argument(help="Of the attempt.")]) -> None:
+    """Everything about one attempt: parameters, reports, the end of its log."""
+    study, state = load_study(directory), read_state(directory)
+    if number not in state.attempts:
+        raise InvalidRequest(f"the study has no attempt {number}; its last is {state.next_number - 1}")
+    each = state.attempts[number]
+    typer.echo(f"attempt {number}, seed {each.seed}: {each.state}{f' ({each.reason})' if each.reason else ''}")
+    typer.echo(json.dumps(each.params))
+    names = sorted({name for _, values in each.reports for name in values} - {study.metric})
+    rows = [(step, *(values.get(name, "") for name in (study.metric, *names))) for step, values in each.reports]
+    print_table(("STEP", study.metric.upper(), *(name.upper() for name in names)), rows)
+    log = directory / "attempts" / f"{number:04d}" / "log.txt"
+    if log.exists():
+        typer.echo("".join(log.read_text(errors="replace").splitlines(keepends=True)[-20:]), nl=False)
+
+
+@research_app.command()
+def report(directory: DirectoryArgument) -> None:
+    """What the study found, as Markdown."""
+    _check_extra()
+    from openrl.research.report import markdown_report  # noqa: PLC0415  (needs the extra `research`)
+
+    typer.echo(markdown_report(load_study(directory), read_state(directory)), nl=False)
+
+
+def _check_extra() -> None:
+    if find_spec("optuna") is None:
+        raise InvalidRequest("studies need Optuna: pip install 'openrl[research]'")
+
+
+def _run(directory: Path) -> None:
+    _check_extra()
+    from openrl.research.runner import Runner  # noqa: PLC0415  (needs the extra `research`)
+
+    configure_logs("research", "info")
+    study = load_study(directory)
+    (directory / STOP_FILE).unlink(missing_ok=True)
+    with Journal(directory) as journal:
+        asyncio.run(_run_until_signalled(Runner(directory, study, journal, _meter(study)).run()))
+    typer.echo(f"`openrl research report {directory}` says what was found")
+
+
+async def _run_until_signalled(study: Coroutine[None, None, None]) -> None:
+    running = asyncio.create_task(study)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, partial(running.cancel, "interrupted"))
+    await asyncio.wait((running,))
+    if running.cancelled():
+        typer.echo("interrupted: `openrl research resume` goes on", err=True)
+        raise typer.Exit(130)
+    running.result()
+
+
+def _meter(study: Study) -> Meter:
+    url, key = os.environ.get("TINKER_BASE_URL"), os.environ.get("TINKER_API_KEY")
+    if url and key:
+        return ServerMeter(url, key)
+    if study.budget.gpu_seconds is not None or study.budget.tokens is not None:
+        raise InvalidRequest(
+            "a budget of GPU-seconds or tokens needs TINKER_BASE_URL and TINKER_API_KEY: who meters it"
+        )
+    return NoMeter()
+
+
+def _status(study: Study, state: StudyState) -> list[dict[str, object]]:
+    return [
+        {
+            "attempt": each.number,
+            "state": each.state,
+            "reason": each.reason,
+            "seed": each.seed,
+            "is_promotion": each.is_promotion,
+            "params": each.params,
+            "value": each.value(study.metric),
+            "gpu_seconds": round(each.usage.gpu_seconds, 1),
+            "tokens": each.usage.tokens,
+        }
+        for _, each in sorted(state.attempts.items())
+    ]

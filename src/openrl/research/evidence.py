@@ -1,0 +1,116 @@
+"""What the attempts show: a leaderboard, intervals, a comparison with the defaults that counts every choice tried."""
+
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from openrl.research.journal import AttemptRecord
+from openrl.research.study import Params, Study
+
+NUM_RESAMPLES = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One choice of parameters with all of its seeds."""
+
+    params: Params
+    attempts: tuple[AttemptRecord, ...]
+    values: tuple[float, ...]  # on the split that choices are made by
+    final_values: tuple[float, ...]  # on the one that they are not
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The best choice against the defaults, on the final split."""
+
+    best: Entry
+    default: Entry
+    difference: float  # in the direction of the goal: positive is better
+    interval: tuple[float, float]  # 95 % of bootstrap resamples of seeds
+    p_value: float  # of Welch's t-test, one-sided, times the number of choices that were tried (Bonferroni)
+    num_choices: int
+
+    @property
+    def holds(self) -> bool:
+        """Whether the best is better beyond chance."""
+        return self.interval[0] > 0 and self.p_value < 0.05
+
+
+def entries(study: Study, attempts: Iterable[AttemptRecord]) -> list[Entry]:
+    """Choices with at least one attempt that was done, best mean first."""
+    by_params: defaultdict[str, list[AttemptRecord]] = defaultdict(list)
+    for each in sorted(attempts, key=lambda each: each.number):
+        if each.state == "done" and each.value(study.metric) is not None:
+            by_params[repr(sorted(each.params.items()))].append(each)
+    final = study.final_metric or study.metric
+    found = [
+        Entry(group[0].params, tuple(group), _values(group, study.metric), _values(group, final))
+        for group in by_params.values()
+    ]
+    return sorted(found, key=lambda entry: entry.mean, reverse=study.goal == "maximize")
+
+
+def promoted(study: Study, attempts: Iterable[AttemptRecord]) -> list[Params]:
+    """The best by the first seed, and the defaults, which they are compared to."""
+    first = [each for each in attempts if each.seed == study.seeds[0]]
+    best = [entry.params for entry in entries(study, first)[: study.promote]]
+    return best if not study.defaults or study.defaults in best else [*best, dict(study.defaults)]
+
+
+def compare(study: Study, attempts: Sequence[AttemptRecord]) -> Comparison | None:
+    """None without defaults, or where one side has fewer than two seeds on the final split."""
+    board = entries(study, attempts)
+    default = next((entry for entry in board if entry.params == study.defaults), None)
+    rivals = [entry for entry in board if entry is not default and len(entry.final_values) >= 2]
+    if default is None or not rivals or len(default.final_values) < 2:
+        return None
+    best = rivals[0]  # chosen by the selection split, so the final values are no part of the choice
+    sign = 1.0 if study.goal == "maximize" else -1.0
+    ours, theirs = sign * np.array(best.final_values), sign * np.array(default.final_values)
+    num_choices = len({repr(sorted(each.params.items())) for each in attempts}) - 1
+    return Comparison(
+        best, default, float(ours.mean() - theirs.mean()), bootstrap(ours, theirs),
+        min(1.0, welch_p(ours, theirs) * num_choices), num_choices,
+    )  # fmt: skip
+
+
+def bootstrap(ours: np.ndarray, theirs: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """95 % percentile interval of the difference of means (Efron and Tibshirani, 1993)."""
+    draw = np.random.default_rng(seed)
+
+    def means(values: np.ndarray) -> np.ndarray:
+        return values[draw.integers(len(values), size=(NUM_RESAMPLES, len(values)))].mean(1)
+
+    low, high = np.percentile(means(ours) - means(theirs), (2.5, 97.5))
+    return float(low), float(high)
+
+
+def welch_p(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Chance of such a difference, or a larger one, between equal means (Welch, 1947); one-sided."""
+    a, b = ours.var(ddof=1) / len(ours), theirs.var(ddof=1) / len(theirs)
+    difference = float(ours.mean() - theirs.mean())
+    if a + b == 0:
+        return 0.0 if difference > 0 else 1.0
+    degrees = (a + b) ** 2 / (a**2 / (len(ours) - 1) + b**2 / (len(theirs) - 1))
+    return student_tail(difference / math.sqrt(a + b), degrees)
+
+
+def student_tail(t: float, degrees: float) -> float:
+    """P(T > t), by integration of Student's density with x = sqrt(degrees) tan(angle)."""
+    angle = np.linspace(math.atan(t / math.sqrt(degrees)), math.pi / 2, 20_001)
+    weights = np.cos(angle) ** (degrees - 1)
+    scale = math.exp(math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2)) / math.sqrt(math.pi)
+    return float(min(1.0, scale * np.trapezoid(weights, angle)))
+
+
+def _values(attempts: Iterable[AttemptRecord], metric: str) -> tuple[float, ...]:
+    return tuple(value for each in attempts if (value := each.value(metric)) is not None)

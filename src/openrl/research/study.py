@@ -1,0 +1,137 @@
+"""What a study is: the file study.toml, checked."""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from openrl.errors import InvalidRequest
+
+STUDY_FILE = "study.toml"
+STOP_FILE = "stop"
+"""While it is there the study begins nothing more."""
+Value = bool | int | float | str
+Params = dict[str, Value]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Choice(_Section):
+    """One of some values, without an order."""
+
+    values: Annotated[tuple[Value, ...], Field(min_length=1)]
+
+
+class Range(_Section):
+    """Numbers from `low` to `high`, both included; whole ones where both are whole."""
+
+    low: int | float
+    high: int | float
+    step: int | float | None = Field(default=None, gt=0)
+    """Distance of neighbours, from `low`; unset: 1 between whole numbers, any real number otherwise."""
+    log: bool = False
+    """Drawn so that every doubling is as likely as every other."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Range":
+        if not self.low <= self.high:
+            raise ValueError(f"low is {self.low}, above high, which is {self.high}")
+        if self.log and (self.low <= 0 or self.step is not None):
+            raise ValueError("a logarithmic range begins above 0 and has no step")
+        return self
+
+    @property
+    def is_whole(self) -> bool:
+        return isinstance(self.low, int) and isinstance(self.high, int) and isinstance(self.step, int | None)
+
+
+class Budget(_Section):
+    """What the study may use in all; it ends when one of them is used up, and at the latest after `attempts`."""
+
+    attempts: int = Field(ge=1)
+    """Runs of the command; a promotion's further seeds count too."""
+    gpu_seconds: float | None = Field(default=None, gt=0)
+    """Device time as the server meters it, so that attempts that share a GPU are charged what they used."""
+    tokens: float | None = Field(default=None, gt=0)
+    """Tokens trained on, prefilled and sampled, as the server meters them."""
+
+
+class ProposerConfig(_Section):
+    """Where the parameters of the next attempt come from."""
+
+    kind: Literal["grid", "random", "tpe", "gp"] = "tpe"
+    """Grid and random search; tree-structured Parzen estimator and Gaussian process, both Optuna's."""
+    seed: int = 0
+    """Of the proposer's own draws."""
+    num_random: int = Field(default=8, ge=1)
+    """Attempts drawn at random before a model is fitted."""
+
+
+class EarlyStop(_Section):
+    """Asynchronous successive halving (ASHA): at rungs of steps only the best 1 / `factor` go on."""
+
+    first_rung: int = Field(ge=1)
+    """Steps that every attempt may make."""
+    factor: int = Field(default=3, ge=2)
+    """Each rung has this many times the steps of the one below."""
+
+
+class Study(_Section):
+    """A directory with study.toml, beside whatever the command needs."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")
+    command: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Run in the study's directory, once an attempt; reads what to do by `openrl.research.Attempt`."""
+    metric: str
+    """What attempts report and the study looks at: the value on the split named `select`."""
+    final_metric: str | None = None
+    """The same on a split that no choice was made by; reported for the promoted ones."""
+    goal: Literal["maximize", "minimize"] = "maximize"
+    space: Annotated[dict[str, Choice | Range], Field(min_length=1)]
+    defaults: Params = {}
+    """Parameters of the first attempt, to which the best is compared."""
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (1,)
+    """The first is everybody's; the best `promote` run again with the others."""
+    promote: int = Field(default=3, ge=1)
+    parallel: int = Field(default=1, ge=1, le=256)
+    """Attempts at once."""
+    attempt_timeout_s: float = Field(default=3600.0, gt=0)
+    """An attempt that takes longer has failed."""
+    budget: Budget
+    proposer: ProposerConfig = ProposerConfig()
+    early_stop: EarlyStop | None = None
+
+    @model_validator(mode="after")
+    def _check_defaults(self) -> "Study":
+        for name, value in self.defaults.items():
+            if name not in self.space:
+                raise ValueError(f"defaults.{name} is not in the space: {', '.join(self.space)}")
+            if not is_within(self.space[name], value):
+                raise ValueError(f"defaults.{name} is {value!r}, which its space does not have")
+        if self.defaults and set(self.defaults) != set(self.space):
+            raise ValueError(f"defaults lack {', '.join(sorted(set(self.space) - set(self.defaults)))}")
+        return self
+
+
+def is_within(space: Choice | Range, value: Value) -> bool:
+    """Whether the space has this value."""
+    if isinstance(space, Choice):
+        return any(value == each and type(value) is type(each) for each in space.values)
+    return not isinstance(value, bool | str) and space.low <= value <= space.high
+
+
+def load_study(directory: Path) -> Study:
+    """The study of a directory; raises InvalidRequest naming what is wrong with its file."""
+    file = directory / STUDY_FILE
+    try:
+        return Study.model_validate(tomllib.loads(file.read_text()))
+    except FileNotFoundError:
+        raise InvalidRequest(f"{file} does not exist; `openrl research new {directory}` makes one") from None
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidRequest(f"{file} is not TOML: {error}") from error
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        raise InvalidRequest(f"{file}: {faults}") from error

@@ -1,0 +1,32 @@
+"""The study.toml that `openrl research new` writes."""
+
+TEMPLATE = """\
+name = "STUDY"
+command = ["python", "attempt.py"]   # run here once an attempt; see openrl.research.Attempt
+metric = "accuracy"                  # what attempts report on the questions that choices are made by
+# final_metric = "final_accuracy"    # the same on questions that no choice was made by
+goal = "maximize"
+seeds = [1, 2, 3]                    # the first is everybody's; the best are run again with the others
+promote = 2
+parallel = 4
+
+[budget]
+attempts = 24
+# gpu_seconds = 7200                 # as the server meters them
+# tokens = 50_000_000
+
+[space]
+rank = {values = [8, 16, 32]}
+learning_rate = {low = 1e-5, high = 1e-3, log = true}
+
+[defaults]                           # what the best is compared to; tried first
+rank = 16
+learning_rate = 1e-4
+
+[proposer]
+kind = "tpe"                         # grid, random, tpe or gp
+
+# [early_stop]                       # successive halving (ASHA)
+# first_rung = 4
+# factor = 3
+"""

@@ -1,0 +1,102 @@
+"""How many workers each pool should have: a pure function of what the store knows, so that any process can tell."""
+
+import math
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+from openrl.config import Config, PoolConfig, WorkerRole
+from openrl.store.cluster import Demand, SchedulerStatus, Side, WorkerStatus
+
+_SIDES: tuple[Side, ...] = ("train", "sample")
+Served = tuple[str, Side]
+"""A base model and what is done with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSignal:
+    """What an autoscaler reads of one pool."""
+
+    pool: str
+    wanted_workers: int
+    waiting_requests: int  # accepted and not ended, of what its workers serve
+    waiting_seconds: float  # age of the oldest of them
+    live_runs: int
+    workers: int  # connected and not drained
+
+
+@dataclass(frozen=True, slots=True)
+class _Pool:
+    name: str
+    config: PoolConfig
+    serves: frozenset[Served]
+    num_workers: int
+
+
+def pool_signals(
+    config: Config, demands: Sequence[Demand], status: SchedulerStatus, now: float, asked: Collection[str] = ()
+) -> dict[str, PoolSignal]:
+    """Of every pool that is configured, connected or asked for.
+
+    What a tenant's quotas hold back wants no worker. Where several pools serve the same, each should have its equal
+    part of what that needs.
+    """
+    names = {*config.pools, *(worker.pool for worker in status.workers), *asked}
+    paused = {tenant for tenant, pause in status.pauses.items() if pause.state == "paused_rate_limit"}
+    live = [_without_requests(each) if each.tenant_id in paused else each for each in demands]
+    pools = [_resolve(name, config, live, status) for name in sorted(names)]
+    return {pool.name: _signal(pool, pools, live, now) for pool in pools}
+
+
+def _resolve(name: str, config: Config, demands: Sequence[Demand], status: SchedulerStatus) -> _Pool:
+    """What a pool serves: as configured and as its workers say, or else all that nobody serves."""
+    pool = config.pools.get(name, PoolConfig())
+    workers = [worker for worker in status.workers if worker.pool == name]
+    num_workers = sum(worker.state == "working" for worker in workers)
+    serves = _served(pool.models, pool.role) | {
+        served for each in workers for served in _served(each.base_models, each.role)
+    }
+    if not serves:
+        wanted: set[Served] = {(each.base_model, each.side) for each in demands}
+        serves = frozenset(served for served in wanted if not _has_a_home(served, config, status.workers))
+    return _Pool(name, pool, serves, num_workers)
+
+
+def _has_a_home(served: Served, config: Config, workers: Iterable[WorkerStatus]) -> bool:
+    is_named = any(served in _served(pool.models, pool.role) for pool in config.pools.values())
+    return is_named or any(served in _served(worker.base_models, worker.role) for worker in workers)
+
+
+def _served(models: Iterable[str], role: WorkerRole) -> frozenset[Served]:
+    return frozenset((model, side) for model in models for side in _SIDES if role in (side, "both"))
+
+
+def _signal(pool: _Pool, pools: Sequence[_Pool], demands: Sequence[Demand], now: float) -> PoolSignal:
+    ours = [each for each in demands if (each.base_model, each.side) in pool.serves]
+    load = 0.0
+    for served in sorted(pool.serves):
+        num_pools = sum(served in other.serves for other in pools)
+        of_served = [each for each in ours if (each.base_model, each.side) == served]
+        load += _load(served[1], of_served, pool.config) / num_pools
+    oldest = min((each.oldest_at for each in ours if each.oldest_at is not None), default=now)
+    is_wanted = any(each.num_requests or each.num_live for each in ours)
+    return PoolSignal(
+        pool=pool.name,
+        wanted_workers=max(math.ceil(load), pool.config.hot_workers) if is_wanted else 0,
+        waiting_requests=sum(each.num_requests for each in ours),
+        waiting_seconds=max(0.0, now - oldest),
+        live_runs=sum(each.num_live for each in ours if each.side == "train"),
+        workers=pool.num_workers,
+    )
+
+
+def _load(side: Side, demands: Sequence[Demand], pool: PoolConfig) -> float:
+    """Workers that are busy with it."""
+    num_tokens = sum(each.num_tokens for each in demands)
+    if side == "sample":
+        return num_tokens / (pool.sampling_tokens_per_s * pool.target_wait_s)
+    num_runs = sum(each.num_live for each in demands)
+    return max(num_runs / pool.runs_per_worker, num_tokens / (pool.training_tokens_per_s * pool.target_wait_s))
+
+
+def _without_requests(demand: Demand) -> Demand:
+    return Demand(demand.base_model, demand.tenant_id, demand.side, num_live=demand.num_live)

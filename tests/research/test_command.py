@@ -1,0 +1,52 @@
+"""`openrl research` as its users type it."""
+
+import json
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from openrl.research.journal import read_state
+from tests.live_server import OPENRL, environment, openrl
+from tests.research.studies import SPACE, write_study
+
+
+def test_a_study_is_run_and_shown(tmp_path: Path):
+    directory = write_study(tmp_path / "sums", "[proposer]\nkind = 'grid'\n[budget]\nattempts = 2\n" + SPACE)
+    ran = openrl("research", "run", str(directory))
+    assert ran.returncode == 0, ran.stderr
+    shown = json.loads(openrl("research", "status", str(directory), "--json").stdout)
+    assert [each["state"] for each in shown["attempts"]] == ["done", "done"]
+    assert shown["attempts"][0]["value"] == pytest.approx(-9 + 0.001 + 0.3)
+    report = openrl("research", "report", str(directory)).stdout
+    assert "| 1 | " in report
+    assert "2 attempts (2 done, 0 stopped, 0 failed)" in report
+    again = openrl("research", "run", str(directory))
+    assert (again.returncode, "openrl research resume" in again.stderr) == (1, True)
+
+
+@pytest.mark.slow
+def test_ctrl_c_interrupts_and_resume_ends_it(tmp_path: Path):
+    waits = "import pathlib, time\nwhile not pathlib.Path('go').exists():\n    time.sleep(0.05)\n"
+    command = (write_study(tmp_path / "a", "") / "attempt.py").read_text()
+    text = "parallel = 2\n[proposer]\nkind = 'grid'\n[budget]\nattempts = 3\n" + SPACE
+    directory = write_study(tmp_path / "b", text, waits + command)
+    process = subprocess.Popen((*OPENRL, "research", "run", str(directory)), env=environment(), stderr=subprocess.PIPE)
+    while len(read_state(directory).attempts) < 2:
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, b"openrl research resume" in errors) == (130, True)
+    assert {each.state for each in read_state(directory).attempts.values()} == {"interrupted"}
+    (directory / "go").touch()
+    assert openrl("research", "resume", str(directory)).returncode == 0
+    assert [each.state for each in read_state(directory).attempts.values()] == ["done"] * 3
+
+
+def test_a_new_study_can_be_read_at_once(tmp_path: Path):
+    assert openrl("research", "new", str(tmp_path / "My_Study")).returncode == 0
+    assert "my-study" in (tmp_path / "My_Study" / "study.toml").read_text()
+    assert openrl("research", "status", str(tmp_path / "My_Study")).returncode == 0
+    refused = openrl("research", "resume", str(tmp_path / "My_Study"))
+    assert "has not begun" in refused.stderr
