@@ -64,8 +64,7 @@ class LiveCluster:
             case "worker":
                 command += ["--model", f"{MODEL_NAME}={self.model_dir}", "--name", f"worker-{number}"]
                 settings["OPENRL_RPC__ADDRESS"] = ",".join(self.addresses)
-                if self.source is None:
-                    settings["OPENRL_WORKER__HTTP_ADDRESS"] = self.worker_addresses[number]
+                settings["OPENRL_WORKER__HTTP_ADDRESS"] = self.worker_addresses[number]
         if self.source is not None:
             settings["PYTHONPATH"] = str(self.source)
         with self.log(role, number).open("a") as log:

@@ -13,8 +13,8 @@ from tests.faults.loads import expect_only_delay
 from tests.live_cluster import Role
 from tests.live_server import openrl
 
-OLD = "4bf6d39"
-"""The last version before workers had pools and schemas said which code runs on them."""
+OLD = "fb8d30b0970344ac4de93f5432111cd9731f43be"
+"""The first version of many processes over PostgreSQL."""
 ROOT = Path(__file__).parents[2]
 QUICK = (
     CONFIG
@@ -34,13 +34,25 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 @pytest.fixture(scope="module")
 def old_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The package as it was, out of the repository's history."""
-    archive = subprocess.run(["git", "archive", OLD, "src"], cwd=ROOT, capture_output=True, check=False)
-    if archive.returncode:
-        pytest.skip(f"the history of this checkout does not reach {OLD}: {archive.stderr.decode().strip()}")
+    if git("rev-parse", "--is-shallow-repository").strip() == b"true" and not has(OLD):
+        pytest.skip(f"a shallow clone, whose history does not reach {OLD}: git fetch --unshallow")
+    assert has(OLD), f"the history has no commit {OLD}: OLD is to name one that it has"
+    archive = git("archive", OLD, "src")
     folder = tmp_path_factory.mktemp("old")
-    with tarfile.open(fileobj=BytesIO(archive.stdout)) as files:
+    with tarfile.open(fileobj=BytesIO(archive)) as files:
         files.extractall(folder, filter="data")
     return folder / "src"
+
+
+def git(*arguments: str) -> bytes:
+    return subprocess.run(["git", *arguments], cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout
+
+
+def has(commit: str) -> bool:
+    found = subprocess.run(
+        ["git", "cat-file", "-e", f"{commit}^{{commit}}"], cwd=ROOT, capture_output=True, check=False
+    )
+    return found.returncode == 0
 
 
 @pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
