@@ -4,8 +4,8 @@
 
 What decides is the code of the server: `pool_signals` says how many workers are wanted, `deletion_cost` who goes first.
 Around it a model of KEDA and the HPA (polls, activation, cooldown, stabilisation) and of a Deployment (pods take
-minutes to start, those that start and those that cost least go first). Load is a trace of sessions: seeded, or a JSON
-file with a list of {start_s, tenant, steps, tokens, think_s}. Exits with an error where a bound does not hold.
+minutes to start, those that start and those that cost least go first). Load is seeded, or what `openrl cluster record`
+wrote of an installation, played three times, six hours apart. Exits with an error where a bound does not hold.
 """
 
 import argparse
@@ -17,25 +17,17 @@ from dataclasses import asdict, dataclass, field
 from itertools import count
 from pathlib import Path
 
+from bench.load_trace import HOUR, SessionSpec, Step, rates_of, read_trace, repeated, seeded_trace
 from openrl.config import Config, PoolConfig
 from openrl.scheduler.deletion_cost import deletion_cost
-from openrl.scheduler.demand import pool_signals
-from openrl.store.cluster import Demand, SchedulerStatus, WorkerStatus
+from openrl.scheduler.demand import Served, pool_signals
+from openrl.store.cluster import Demand, SchedulerStatus, Side, WorkerStatus
 
-POOL, MODEL = "trainers", "m"
+POOL = "trainers"
 TICK_S = 5.0
-HOUR = 3600.0
-
-
-@dataclass(frozen=True, slots=True)
-class SessionSpec:
-    """A client's loop: so many requests one after the other, with a pause after each."""
-
-    start_s: float
-    tenant: str
-    steps: int
-    tokens: int
-    think_s: float
+FINE_TICK_S = 1.0
+"""For recorded loops, whose steps are short."""
+SIDES: tuple[Side, ...] = ("train", "sample")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +44,13 @@ class Scaler:
 
 @dataclass(slots=True)
 class Session:
-    """A training run with its client."""
+    """A client and its runs."""
 
     name: str
     spec: SessionSpec
-    left: int
-    tokens: float = 0.0  # of the request that waits or runs
+    next_step: int = 0
+    step: Step | None = None  # that waits or runs
+    left_s: float = 0.0  # device time until it is done
     asked_at: float = 0.0
     think_until: float = 0.0
     worker: "Worker | None" = None
@@ -73,8 +66,10 @@ class Worker:
 
     def status(self) -> WorkerStatus:
         """As the scheduler tells it."""
-        waiting = sum(run.tokens > 0 for run in self.runs)
-        return WorkerStatus(self.name, POOL, "train", (MODEL,), "working", len(self.runs), waiting)
+        num_runs = sum(each.spec.num_runs for each in self.runs)
+        waiting = sum(each.step is not None for each in self.runs)
+        models = tuple({each.spec.model for each in self.runs})
+        return WorkerStatus(self.name, POOL, "both", models, "working", num_runs, waiting)
 
 
 @dataclass(slots=True)
@@ -98,12 +93,18 @@ class Report:
 class Simulation:
     """Runs a trace to its end."""
 
-    def __init__(self, trace: Sequence[SessionSpec], pool: PoolConfig, scaler: Scaler, seed: int = 1) -> None:
+    def __init__(
+        self, trace: Sequence[SessionSpec], pool: PoolConfig, scaler: Scaler, seed: int = 1, tick_s: float = TICK_S
+    ) -> None:
         self.now = 0.0
         self.report = Report()
         self._coming = sorted(trace, key=lambda each: each.start_s, reverse=True)
         self._pool = pool
+        self._tick_s = tick_s
         self._config = Config(pools={POOL: pool})
+        self._rates: dict[Served, float] = {
+            (spec.model, side): rate for spec in trace for side, rate in zip(SIDES, rates_of(trace), strict=True)
+        }
         self._scaler = scaler
         self._draw = random.Random(seed)
         self._names = count()
@@ -123,7 +124,7 @@ class Simulation:
                 self._next_poll += self._scaler.poll_s
                 self._poll()
             self._count()
-            self.now += TICK_S
+            self.now += self._tick_s
             if not self._coming and not self._sessions and end == math.inf:
                 end = self.now + quiet_s
             assert self.now < 30 * 24 * HOUR, "a session never ends"
@@ -133,44 +134,51 @@ class Simulation:
     def _arrive(self) -> None:
         while self._coming and self._coming[-1].start_s <= self.now:
             spec = self._coming.pop()
-            self._sessions.append(Session(f"run-{next(self._names)}", spec, spec.steps))
+            think_until = spec.start_s + spec.steps[0].think_s
+            self._sessions.append(Session(f"run-{next(self._names)}", spec, think_until=think_until))
         for session in list(self._sessions):
-            if session.tokens > 0 or self.now < session.think_until:
+            if session.step is not None or self.now < session.think_until:
                 continue
-            if session.left == 0:
+            if session.next_step == len(session.spec.steps):
                 self._sessions.remove(session)
                 if session.worker is not None:
                     session.worker.runs.remove(session)
                 continue
-            session.left -= 1
-            session.tokens, session.asked_at = float(session.spec.tokens), self.now
+            session.step = session.spec.steps[session.next_step]
+            session.next_step += 1
+            session.left_s, session.asked_at = sum(session.step.busy_s), self.now
             self.report.requests += 1
 
     def _work(self) -> None:
         ready = [worker for worker in self._workers if worker.ready_at <= self.now]
         for session in self._sessions:
-            if session.worker is None and session.tokens > 0 and ready:
+            if session.worker is None and session.step is not None and ready:
                 session.worker = min(ready, key=lambda each: len(each.runs))
                 session.worker.runs.append(session)
         for worker in ready:
-            left = self._pool.training_tokens_per_s * TICK_S
+            left_s = self._tick_s
             for session in sorted(worker.runs, key=lambda each: each.asked_at):
-                if session.tokens <= 0 or left <= 0:
+                if session.step is None or left_s <= 0:
                     continue
-                done = min(left, session.tokens)
-                left -= done
-                session.tokens -= done
-                if session.tokens <= 0:
-                    waited = self.now + TICK_S - session.asked_at
-                    self.report.longest_wait_s = max(self.report.longest_wait_s, waited)
-                    session.think_until = self.now + TICK_S + session.spec.think_s
+                done_s = min(left_s, session.left_s)
+                left_s -= done_s
+                session.left_s -= done_s
+                if session.left_s <= 0:
+                    self._answer(session)
+
+    def _answer(self, session: Session) -> None:
+        now, steps = self.now + self._tick_s, session.spec.steps
+        self.report.longest_wait_s = max(self.report.longest_wait_s, now - session.asked_at)
+        is_last = session.next_step == len(steps)
+        session.think_until = now + (session.spec.rest_s if is_last else steps[session.next_step].think_s)
+        session.step = None
 
     def _poll(self) -> None:
         if self._draw.random() < self._scaler.lost_polls:
             return  # the autoscaler leaves things as they are
         ready = tuple(worker.status() for worker in self._workers if worker.ready_at <= self.now)
         status = SchedulerStatus(num_workers=len(ready), workers=ready)
-        wanted = pool_signals(self._config, self._demand(), status, self.now)[POOL].wanted_workers
+        wanted = pool_signals(self._config, self._demand(), status, self.now, rates=self._rates)[POOL].wanted_workers
         self._wanted = [each for each in self._wanted if each[0] > self.now - self._scaler.stabilization_s]
         self._wanted.append((self.now, wanted))
         if wanted:
@@ -206,44 +214,38 @@ class Simulation:
 
     def _demand(self) -> list[Demand]:
         demands: list[Demand] = []
-        for tenant in sorted({session.spec.tenant for session in self._sessions}):
-            ours = [session for session in self._sessions if session.spec.tenant == tenant]
-            waiting = [session for session in ours if session.tokens > 0]
-            tokens = sum(session.spec.tokens for session in waiting)
-            oldest = min((session.asked_at for session in waiting), default=None)
-            demands.append(Demand(MODEL, tenant, "train", len(waiting), tokens, oldest, len(ours)))
+        for model, tenant in sorted({(each.spec.model, each.spec.tenant) for each in self._sessions}):
+            ours = [each for each in self._sessions if (each.spec.model, each.spec.tenant) == (model, tenant)]
+            for number, side in enumerate(SIDES):
+                waiting = [(each, each.step.tokens[number]) for each in ours if each.step is not None]
+                waiting = [(each, tokens) for each, tokens in waiting if tokens]
+                oldest = min((each.asked_at for each, _ in waiting), default=None)
+                num_tokens = int(sum(tokens for _, tokens in waiting))
+                live = sum(each.spec.num_runs if side == "train" else _samples(each.spec) for each in ours)
+                demands.append(Demand(model, tenant, side, len(waiting), num_tokens, oldest, live))
         return demands
 
     def _count(self) -> None:
-        report, hours = self.report, TICK_S / HOUR
+        report, hours = self.report, self._tick_s / HOUR
         report.worker_hours += len(self._workers) * hours
         report.most_workers = max(report.most_workers, len(self._workers))
         report.hours_at_zero += hours * (not self._workers)
         report.live_hours += hours * bool(self._sessions)
-        report.needed_hours += hours * math.ceil(len(self._sessions) / self._pool.runs_per_worker)
+        num_runs = sum(each.spec.num_runs for each in self._sessions)
+        report.needed_hours += hours * max(math.ceil(num_runs / self._pool.runs_per_worker), bool(self._sessions))
 
 
-def seeded_trace(seed: int, days: int = 2) -> list[SessionSpec]:
-    """Working days with a busy morning and afternoon, a job in some nights, and weekends of nothing between."""
-    draw = random.Random(seed)
-    trace: list[SessionSpec] = []
-    for day in range(days):
-        midnight = 24 * HOUR * day
-        for peak, num in ((9.5, 24), (14.0, 36)):
-            for _ in range(num):
-                start = midnight + HOUR * max(0.0, draw.gauss(peak, 0.8))
-                size = draw.choice((4_000, 20_000, 60_000))
-                trace.append(
-                    SessionSpec(start, f"t{draw.randrange(4)}", draw.randint(10, 60), size, draw.uniform(5, 90))
-                )
-        if draw.random() < 0.5:
-            trace.append(SessionSpec(midnight + 22 * HOUR, "nightly", 120, 40_000, 10.0))
-    return trace
+def _samples(spec: SessionSpec) -> bool:
+    return any(step.tokens[1] for step in spec.steps)
 
 
-def read_trace(file: Path) -> list[SessionSpec]:
-    """A recorded trace."""
-    return [SessionSpec(**each) for each in json.loads(file.read_text())]
+def play(trace: Sequence[SessionSpec], *, is_recorded: bool, seed: int = 1) -> tuple[Report, list[str]]:
+    """What comes of a trace, and the bounds that do not hold."""
+    played = repeated(trace, 3, 6 * HOUR) if is_recorded else trace
+    models = tuple(sorted({spec.model for spec in trace}))
+    pool, scaler = PoolConfig(models=models, runs_per_worker=4), Scaler()
+    report = Simulation(played, pool, scaler, seed, FINE_TICK_S if is_recorded else TICK_S).run(2 * HOUR)
+    return report, problems(report, scaler, pool)
 
 
 def problems(report: Report, scaler: Scaler, pool: PoolConfig) -> list[str]:
@@ -270,15 +272,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    trace = read_trace(arguments.trace) if arguments.trace else seeded_trace(arguments.seed)
-    pool, scaler = PoolConfig(models=(MODEL,), role="train", runs_per_worker=4), Scaler()
-    report = Simulation(trace, pool, scaler, arguments.seed).run(2 * HOUR)
+    is_recorded = arguments.trace is not None
+    trace = read_trace(arguments.trace) if is_recorded else seeded_trace(arguments.seed)
+    report, found = play(trace, is_recorded=is_recorded, seed=arguments.seed)
     if arguments.json:
         print(json.dumps(asdict(report)))
     else:
         for name, value in asdict(report).items():
             print(f"{name:40} {value:.2f}" if isinstance(value, float) else f"{name:40} {value}")
-    if found := problems(report, scaler, pool):
+    if found:
         raise SystemExit("; ".join(found))
 
 

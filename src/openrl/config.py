@@ -309,10 +309,10 @@ class PoolConfig(Section):
     """What its workers are for; counts where models are named."""
     runs_per_worker: int = Field(default=16, ge=1)
     """Training runs that one worker should have."""
-    training_tokens_per_s: float = Field(default=2000.0, gt=0)
-    """What one worker trains."""
-    sampling_tokens_per_s: float = Field(default=2000.0, gt=0)
-    """What one worker samples, prompts included."""
+    training_tokens_per_s: float | None = Field(default=None, gt=0)
+    """What one worker trains. Unset: as measured, see docs/operations.md."""
+    sampling_tokens_per_s: float | None = Field(default=None, gt=0)
+    """What one worker samples, prompts included. Unset: as measured."""
     target_wait_s: float = Field(default=60.0, gt=0)
     """There should be so many workers that what waits is done in this time."""
     hot_workers: int = Field(default=1, ge=1)

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openrl.config import Config, ModelConfig, PoolConfig, WorkerRole
-from openrl.scheduler.demand import PoolSignal, pool_signals
-from openrl.store.cluster import Demand, Pause, SchedulerStatus, Side, WorkerStatus
+from openrl.scheduler.demand import LEAST_BUSY_S, PoolSignal, Served, measured_rates, pool_signals
+from openrl.store.cluster import Demand, HourOfWork, Pause, SchedulerStatus, Side, WorkerStatus
 
 NOW = 1000.0
 SIDES: tuple[Side, ...] = ("train", "sample")
@@ -88,6 +88,29 @@ def test_what_quotas_hold_back_wants_no_worker():
     assert pool_signals(pools, [waits], paused, NOW)["p"].waiting_requests == 0
 
 
+def test_a_rate_is_configured_or_measured_or_the_default():
+    backlog = [Demand("a", "t", "train", 1, 60_000, 1.0), Demand("a", "t", "sample", 1, 90_000, 1.0)]
+    unset, ours = PoolConfig(models=("a",), target_wait_s=10), {"training_tokens_per_s": 6000.0}
+
+    def wants(pool: PoolConfig, rates: dict[Served, float]) -> int:
+        return pool_signals(config(p=pool), backlog, SchedulerStatus(), NOW, rates=rates)["p"].wanted_workers
+
+    assert wants(unset, {}) == 8  # 60,000 and 90,000 at 2,000 tokens a second in 10 s
+    measured: dict[Served, float] = {("a", "train"): 1000.0, ("a", "sample"): 3000.0, ("b", "train"): 1.0}
+    assert wants(unset, measured) == 9
+    assert wants(unset.model_copy(update=ours), measured) == 4
+
+
+def test_the_best_hour_tells_the_rate_and_idle_hours_tell_nothing():
+    work = [
+        HourOfWork("a", "train", 1, 100_000, 100.0),
+        HourOfWork("a", "train", 2, 400_000, 100.0),
+        HourOfWork("a", "train", 3, 10**6, LEAST_BUSY_S - 1),
+        HourOfWork("a", "sample", 1, 0, 1000.0),
+    ]
+    assert measured_rates(work) == {("a", "train"): 4000.0}
+
+
 demand_of = st.builds(
     Demand,
     st.sampled_from(["a", "b", "c"]),
@@ -97,6 +120,14 @@ demand_of = st.builds(
     st.integers(0, 10**6),
     st.none() | st.floats(0.0, NOW),
     st.integers(0, 40),
+)
+work_of = st.builds(
+    HourOfWork,
+    st.sampled_from(["a", "b"]),
+    st.sampled_from(SIDES),
+    st.integers(0, 5),
+    st.integers(0, 10**7),
+    st.floats(0.0, 4000.0),
 )
 worker_of = st.builds(
     worker,
@@ -115,11 +146,13 @@ pool_of = st.builds(
     demands=st.lists(demand_of, max_size=8),
     workers=st.lists(worker_of, max_size=5),
     pools=st.dictionaries(st.sampled_from(["p", "q", "s"]), pool_of),
+    work=st.lists(work_of, max_size=6),
 )
 def test_no_demand_is_without_a_pool_and_no_pool_grows_without_demand(
-    demands: list[Demand], workers: list[WorkerStatus], pools: dict[str, PoolConfig]
+    demands: list[Demand], workers: list[WorkerStatus], pools: dict[str, PoolConfig], work: list[HourOfWork]
 ):
-    signals = pool_signals(config(**pools), demands, status(*workers), NOW, ("asked",))
+    rates = measured_rates(work)
+    signals = pool_signals(config(**pools), demands, status(*workers), NOW, ("asked",), rates)
     has_demand = any(each.num_requests or each.num_live for each in demands)
     assert any(signal.wanted_workers for signal in signals.values()) == has_demand
     for signal in signals.values():
@@ -130,6 +163,18 @@ def test_no_demand_is_without_a_pool_and_no_pool_grows_without_demand(
             homes = [name for name, pool in pools.items() if serves(pool.models, pool.role, each)]
             homes += [w.pool for w in workers if serves(w.base_models, w.role, each)]
             assert any(signals[name].wanted_workers for name in homes or ["asked"])
+
+
+@given(work=st.lists(work_of, max_size=8), more=work_of, num_tokens=st.integers(0, 10**8))
+def test_more_history_only_raises_a_rate_and_a_higher_rate_never_wants_more(
+    work: list[HourOfWork], more: HourOfWork, num_tokens: int
+):
+    before, after = measured_rates(work), measured_rates([*work, more])
+    assert all(0.0 < rate <= after[served] for served, rate in before.items())
+    pools, waits = config(p=PoolConfig(models=("a",))), [Demand("a", "t", "sample", 1, num_tokens, 1.0)]
+    wants = [pool_signals(pools, waits, SchedulerStatus(), NOW, rates=each)["p"] for each in (before, after)]
+    if ("a", "sample") in before:
+        assert wants[0].wanted_workers >= wants[1].wanted_workers >= 1
 
 
 def serves(models: tuple[str, ...], role: WorkerRole, demand: Demand) -> bool:

@@ -4,10 +4,10 @@ import asyncio
 
 from openrl.errors import InvalidRequest, LeaseLost, NotFound
 from openrl.store.base import Store, TenantRow
-from openrl.store.cluster import Demand, Lease, Pause, SchedulerStatus, Signal, WorkerStatus
+from openrl.store.cluster import Demand, HourOfWork, Lease, Pause, SchedulerStatus, Signal, WorkerStatus
 from openrl.store.identities import OPERATOR
 from tests.store.expectations import refused_as, start_run
-from tests.store.rows_for_tests import ALICE, done, request, run, sampler, session
+from tests.store.rows_for_tests import ALICE, BOB, done, request, run, sample, sampler, session
 
 STATUS = SchedulerStatus(("tiny", "small"), {"alice": Pause("paused_rate_limit", "12 tokens a second")}, 3)
 
@@ -206,3 +206,20 @@ async def test_demand_is_what_waits_and_what_is_live_of_all_tenants(store: Store
     )
     await store.end_session(ALICE, "s1", "expired", "silent")
     assert [each.side for each in await store.cluster.demand()] == ["train", "train"]
+
+
+async def test_work_is_counted_by_model_side_and_hour_over_all_tenants(store: Store):
+    for tenant, run_id in ((ALICE, "r1"), (BOB, "r2")):
+        first = request(run_id, 0, tenant, base_model="tiny")
+        await store.create_run(run(run_id, tenant), first, b"")
+        await store.enqueue(request(run_id, 1, tenant, base_model="tiny"), b"")
+        await store.enqueue(request(run_id, 2, tenant, base_model="tiny", kind="save_weights"), b"")
+        ends = [done(f"{tenant}-{run_id}-{n}", num_tokens=n * 100, busy_s=0.5, finished_at=3600.0) for n in range(3)]
+        await store.finish(ends)
+    await store.enqueue(sample("x", 1, base_model="tiny"), b"")
+    await store.finish(
+        [done("x-1", num_tokens=70, num_sampled_tokens=50, num_cached_tokens=30, busy_s=2.0, finished_at=7300.0)]
+    )
+    trained, sampled = HourOfWork("tiny", "train", 1, 200, 2.0), HourOfWork("tiny", "sample", 2, 100, 2.0)
+    assert await store.cluster.work(0, 10) == (sampled, trained)
+    assert await store.cluster.work(1, 2) == (trained,)

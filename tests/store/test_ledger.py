@@ -8,7 +8,7 @@ import pytest
 from openrl.errors import NotFound
 from openrl.store.base import ApiKeyRow, FinishedRequest, Store
 from openrl.store.identities import OPERATOR
-from openrl.store.ledger import HOUR_S, SessionQuery, StatusQuery, UsageRow
+from openrl.store.ledger import HOUR_S, RequestLoad, SessionLoad, SessionQuery, StatusQuery, UsageRow
 from tests.store.conftest import NOW
 from tests.store.rows_for_tests import ALICE, BOB, checkpoint, done, request, run, sample, sampler, session
 
@@ -208,3 +208,23 @@ async def test_a_trace_holds_the_newest_requests_of_one_session(store: Store):
     assert trace[2].finished_at is None
     assert await store.ledger.trace(ALICE, "s1", 2) == trace[1:]
     assert await store.ledger.trace(BOB, "s1", 2) == ()
+
+
+async def test_the_load_is_of_all_tenants_and_of_its_time_only(store: Store):
+    await store.create_session(session("s1", created_at=100.0, last_heartbeat_at=300.0))
+    await store.create_session(session("s2", BOB, created_at=50.0, last_heartbeat_at=150.0))
+    await store.create_session(session("gone", created_at=1.0, last_heartbeat_at=90.0))
+    await store.create_session(session("later", created_at=900.0))
+    for name, tenant in (("gone", ALICE), ("s2", BOB)):
+        await store.end_session(tenant, name, "finished", "stop")
+    first = request("r1", 0, session_id="s1", created_at=100.0, base_model="tiny")
+    await store.create_run(run("r1", session_id="s1"), first, b"")
+    for seq_id, at in ((1, 200.0), (2, 500.0)):
+        row = request("r1", seq_id, session_id="s1", created_at=at, base_model="tiny", num_tokens=70)
+        await store.enqueue(row, b"")
+    await store.finish([done("alice-r1-1", finished_at=201.5, num_tokens=64, busy_s=0.5)])
+    bobs, alices = await store.ledger.load(100.0, 500.0)
+    assert bobs == SessionLoad("s2", BOB, 50.0, 150.0, ())
+    assert (alices.session_id, alices.tenant_id, alices.created_at, alices.ended_at) == ("s1", ALICE, 100.0, None)
+    assert [each.kind for each in alices.requests] == ["create_model", "forward_backward"]
+    assert alices.requests[1] == RequestLoad("forward_backward", "tiny", "r1", 200.0, 201.5, 70, 64, 0.5)

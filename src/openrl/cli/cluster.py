@@ -1,14 +1,18 @@
-"""`openrl cluster`: what runs where, and emptying a worker; for operators, over the store."""
+"""`openrl cluster`: what runs where, what was asked, and emptying a worker; for operators, over the store."""
 
 import asyncio
+import secrets
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from openrl.cli.data_dir import check_is_shared, open_store
 from openrl.cli.options import ConfigFile, DataDirOption, JsonOption, print_json
+from openrl.cli.pools import read_rates
+from openrl.cli.recording import read_span, recorded
 from openrl.cli.tables import print_rows
 from openrl.config import Config, load_config
 from openrl.errors import NotFound, Unavailable
@@ -44,6 +48,19 @@ def status(as_json: JsonOption = False, data_dir: DataDirOption = None, config_f
         print_rows(tables[name], columns)
 
 
+@cluster_app.command("record")
+def record(
+    output: Annotated[Path, typer.Argument(help="The file to write, with a line of JSON for each session.")],
+    since: Annotated[str, typer.Option(help="How far back: 90m, 24h, 7d.")] = "24h",
+    data_dir: DataDirOption = None,
+    config_file: ConfigFile = None,
+) -> None:
+    """Write who asked for what when, as `bench.autoscale --trace` reads it; models alone are named."""
+    lines = asyncio.run(_record(load_config(config_file, data_dir=data_dir), read_span(since)))
+    output.write_text("".join(f"{line}\n" for line in lines))
+    typer.echo(f"{len(lines)} sessions in {output}.")
+
+
 @cluster_app.command("drain")
 def drain(
     worker: Annotated[str, typer.Argument(help="The worker's name, as `openrl cluster status` shows it.")],
@@ -55,6 +72,13 @@ def drain(
     """Let a worker finish what it has in hand, move its runs to others, and keep it empty until it is started anew."""
     found = asyncio.run(_drain(load_config(config_file, data_dir=data_dir), worker, wait, undo=undo))
     typer.echo(f"Worker {worker} is {found}.")
+
+
+async def _record(config: Config, span_s: float) -> list[str]:
+    async with open_store(config) as (store, _):
+        until = time.time()
+        loads = await store.ledger.load(until - span_s, until)
+        return list(recorded(loads, until - span_s, until, secrets.token_bytes(16)))
 
 
 async def _drain(config: Config, name: str, wait_s: float, *, undo: bool) -> str:
@@ -91,7 +115,7 @@ async def _status(config: Config) -> dict[str, Any]:
         cluster, now = store.cluster, time.time()
         lease, shown, demands = await cluster.read_lease(LEASE), await cluster.status(), await cluster.demand()
         tenants = {tenant.tenant_id: tenant.name for tenant in await store.identities.list_tenants()}
-        signals = pool_signals(config, demands, shown, now)
+        signals = pool_signals(config, demands, shown, now, rates=await read_rates(cluster, now))
         return {
             "leader": None if lease is None else lease.address,
             "pools": [{name: getattr(each, name) for name in _COLUMNS["pools"]} for each in signals.values()],

@@ -79,6 +79,17 @@ class Demand:
 
 
 @dataclass(frozen=True, slots=True)
+class HourOfWork:
+    """What all workers together did for a base model in one hour."""
+
+    base_model: str
+    side: Side
+    hour: int  # since the epoch
+    num_tokens: int  # trained; or sampled, with prompts, cached or not
+    busy_s: float  # device time
+
+
+@dataclass(frozen=True, slots=True)
 class Signal:
     """Something that other processes want to hear of at once."""
 
@@ -130,6 +141,10 @@ class Cluster(Protocol):
 
     async def demand(self) -> tuple[Demand, ...]:
         """Of all tenants, in order of base model, tenant and side."""
+        ...
+
+    async def work(self, first_hour: int, end_hour: int) -> tuple[HourOfWork, ...]:
+        """Of the hours from `first_hour` to before `end_hour`, all tenants together, in order of model, side, hour."""
         ...
 
     async def tell(self, signal: Signal) -> None:

@@ -1,11 +1,12 @@
-"""SQL of what workers must be there for."""
+"""SQL of what workers must be there for, and of what they got through."""
 
 from collections.abc import Iterable
 
 from sqlalchemy import Connection, Executable, case, distinct, func, select
 
-from openrl.store.cluster import Demand, Side
-from openrl.store.schema import IS_QUEUED, requests, runs, samplers, sessions
+from openrl.store.cluster import Demand, HourOfWork, Side
+from openrl.store.ledger import UsageKind
+from openrl.store.schema import IS_QUEUED, requests, runs, samplers, sessions, usage
 
 _SIDE = case((requests.c.kind == "sample", "sample"), else_="train")
 _QUEUED = (
@@ -43,6 +44,27 @@ def read_demand(connection: Connection) -> tuple[Demand, ...]:
     trained = _live(connection, _LIVE_RUNS, "train")
     sampled = _live(connection, _LIVE_SAMPLERS, "sample")
     return add_up([*queued, *trained, *sampled])
+
+
+def read_work(connection: Connection, first_hour: int, end_hour: int) -> tuple[HourOfWork, ...]:
+    """Of all tenants."""
+    counted = connection.execute(
+        select(usage.c.base_model, usage.c.kind, usage.c.hour, func.sum(usage.c.amount), func.sum(usage.c.busy_us))
+        .where(usage.c.hour >= first_hour, usage.c.hour < end_hour)
+        .group_by(usage.c.base_model, usage.c.kind, usage.c.hour)
+    )
+    return work_of((model, kind, hour, int(amount), int(busy_us)) for model, kind, hour, amount, busy_us in counted)
+
+
+def work_of(counted: Iterable[tuple[str, UsageKind, int, int, int]]) -> tuple[HourOfWork, ...]:
+    """Of usage: base model, kind, hour, amount and microseconds. Saves have no tokens."""
+    sums: dict[tuple[str, Side, int], tuple[int, int]] = {}
+    for base_model, kind, hour, amount, busy_us in counted:
+        if kind != "checkpoint":
+            key: tuple[str, Side, int] = (base_model, "train" if kind == "training" else "sample", hour)
+            tokens, us = sums.get(key, (0, 0))
+            sums[key] = (tokens + amount, us + busy_us)
+    return tuple(HourOfWork(*key, tokens, us / 1e6) for key, (tokens, us) in sorted(sums.items()))
 
 
 def add_up(demands: Iterable[Demand]) -> tuple[Demand, ...]:

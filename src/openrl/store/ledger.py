@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from openrl.protocol.runs import RequestKind
+
 DEFAULT_PROJECT = "default"
 """Where sessions are that name no project."""
 HOUR_S = 3600.0
@@ -147,6 +149,31 @@ class TracedRequest:
     num_cached_tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class RequestLoad:
+    """What was asked of a worker, and what it came to."""
+
+    kind: RequestKind
+    base_model: str
+    run_id: str  # empty: a sample
+    created_at: float
+    finished_at: float | None
+    num_tokens: int  # as admission estimated it
+    used_tokens: int  # as the worker counted them
+    busy_s: float  # device time
+
+
+@dataclass(frozen=True, slots=True)
+class SessionLoad:
+    """A client and what it asked for in a stretch of time, in the order of acceptance."""
+
+    session_id: str
+    tenant_id: str
+    created_at: float
+    ended_at: float | None  # its last sign of life; None while it is active
+    requests: tuple[RequestLoad, ...]
+
+
 def to_us(seconds: float) -> int:
     """Microseconds: whole numbers, whose sums do not depend on their order."""
     return round(seconds * 1e6)
@@ -199,6 +226,13 @@ class Ledger(TenantLedger, Protocol):
 
     async def spending(self, tenant_id: str | None, first_hour: int, end_hour: int) -> tuple[Spending, ...]:
         """What a tenant, or all, used in the hours from `first_hour` to before `end_hour`, in order of its fields."""
+        ...
+
+    async def load(self, since: float, until: float) -> tuple[SessionLoad, ...]:
+        """Sessions that were open at some time from `since` to before `until`, with their requests of that time.
+
+        Oldest session first.
+        """
         ...
 
     async def losses_in_use(self, since: float) -> frozenset[str]:

@@ -46,7 +46,7 @@ class MemoryStore(MemoryShares):
         self._num_ended_samples = 0
         self._released: set[str] = set()
         self._is_closed = False
-        self._cluster = MemoryCluster(self._all_demand)
+        self._cluster = MemoryCluster(self._all_demand, self._work)
 
     @property
     def ledger(self) -> Ledger:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from openrl.errors import LeaseLost
-from openrl.store.cluster import Demand, Lease, SchedulerStatus, Signal
+from openrl.store.cluster import Demand, HourOfWork, Lease, SchedulerStatus, Signal
 from openrl.store.signals import SignalHub
 
 # The methods of `Store`, `Ledger` and `Identities` that write; `release_results` only takes note.
@@ -26,8 +26,13 @@ class MemoryCluster:
 
     is_shared = False
 
-    def __init__(self, demand: Callable[[], tuple[Demand, ...]] = tuple) -> None:
+    def __init__(
+        self,
+        demand: Callable[[], tuple[Demand, ...]] = tuple,
+        work: Callable[[int, int], tuple[HourOfWork, ...]] = lambda _first, _end: (),
+    ) -> None:
         self._demand = demand
+        self._work = work
         self._leases: dict[str, tuple[Lease, float]] = {}  # and when they expire; a free one has no holder
         self._fence: Lease | None = None
         self._status: tuple[SchedulerStatus, Lease | None] = SchedulerStatus(), None
@@ -85,6 +90,9 @@ class MemoryCluster:
 
     async def demand(self) -> tuple[Demand, ...]:
         return self._demand()
+
+    async def work(self, first_hour: int, end_hour: int) -> tuple[HourOfWork, ...]:
+        return self._work(first_hour, end_hour)
 
     async def tell(self, signal: Signal) -> None:
         self._hub.publish(signal)

@@ -19,6 +19,8 @@ from openrl.store.ledger import (
     AuditCategory,
     AuditEntry,
     ProjectSummary,
+    RequestLoad,
+    SessionLoad,
     SessionQuery,
     SessionSummary,
     Spending,
@@ -27,6 +29,7 @@ from openrl.store.ledger import (
     UsageReport,
     UsageRow,
 )
+from openrl.store.loads import in_order
 from openrl.store.memory_checkpoints import MemoryCheckpoints
 from openrl.store.projects import move_entry
 from openrl.store.session_search import matches, summary
@@ -96,6 +99,11 @@ class MemoryLedger:
         for key, used in self._used(tenant_id, first_hour, end_hour):
             _add(sums, key._replace(hour=0), used)
         return tuple(sorted((self._spending(key, used) for key, used in sums.items()), key=astuple))
+
+    async def load(self, since: float, until: float) -> tuple[SessionLoad, ...]:
+        owned = [row for row in self._sessions.values() if row.created_at < until]
+        was_open = [row for row in owned if row.state == "active" or row.last_heartbeat_at >= since]
+        return in_order(self._load_of(row, since, until) for row in was_open)
 
     async def storage(self, tenant_id: str, since: float, until: float) -> tuple[StorageSpan, ...]:
         now = self._clock()
@@ -180,6 +188,19 @@ class MemoryLedger:
         return Spending(
             key.tenant_id, self._project_of(key.session_id), "" if session is None else session.user_id,
             key.session_id, key.run_id, key.base_model, key.kind, used.amount, used.busy_us,
+        )  # fmt: skip
+
+    def _load_of(self, session: SessionRow, since: float, until: float) -> SessionLoad:
+        rows = [row for row in self._requests.values() if row.session_id == session.session_id]
+        asked = tuple(self._request_load(row) for row in rows if since <= row.created_at < until)
+        ended_at = None if session.state == "active" else session.last_heartbeat_at
+        return SessionLoad(session.session_id, session.tenant_id, session.created_at, ended_at, asked)
+
+    def _request_load(self, row: RequestRow) -> RequestLoad:
+        end = self._ends.get(row.request_id) or FinishedRequest(row.request_id, "done", 0.0)
+        return RequestLoad(
+            row.kind, row.base_model, row.run_id, row.created_at, row.finished_at,
+            row.num_tokens, end.num_tokens, end.busy_s,
         )  # fmt: skip
 
     def _kept(self, run_ids: set[str]) -> list[CheckpointRow]:

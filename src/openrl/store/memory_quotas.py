@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 
 from openrl.errors import QuotaReached
 from openrl.store.base import CheckpointRow, FinishedRequest, RequestRow, RunRow
-from openrl.store.cluster import Demand
-from openrl.store.demand import add_up
+from openrl.store.cluster import Demand, HourOfWork
+from openrl.store.demand import add_up, work_of
 from openrl.store.identities import Actor
 from openrl.store.ledger import HOUR_S
 from openrl.store.memory_checkpoints import is_expired
@@ -85,6 +85,10 @@ class MemoryQuotas(MemoryLedger):
             if session_id in self._sessions and self._sessions[session_id].state == "active"
         )
         return add_up([*queued, *live, *sampled])
+
+    def _work(self, first_hour: int, end_hour: int) -> tuple[HourOfWork, ...]:
+        used = self._used(None, first_hour, end_hour)
+        return work_of((key.base_model, key.kind, key.hour, each.amount, each.busy_us) for key, each in used)
 
     def _check_live_runs(self, run: RunRow, bound: Bound) -> None:
         check_bound("live_runs", self._live(run.spec.tenant_id), self._project_of(run.session_id), 1, bound)

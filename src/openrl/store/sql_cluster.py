@@ -3,8 +3,8 @@
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from openrl.store import leases
-from openrl.store.cluster import Demand, Lease, SchedulerStatus, Signal
-from openrl.store.demand import read_demand
+from openrl.store.cluster import Demand, HourOfWork, Lease, SchedulerStatus, Signal
+from openrl.store.demand import read_demand, read_work
 from openrl.store.signals import SignalHub
 from openrl.store.sql_ledger import RunQuery
 from openrl.store.writer import GroupWriter
@@ -67,6 +67,9 @@ class SqlCluster:
 
     async def demand(self) -> tuple[Demand, ...]:
         return await self._read(read_demand)
+
+    async def work(self, first_hour: int, end_hour: int) -> tuple[HourOfWork, ...]:
+        return await self._read(read_work, first_hour, end_hour)
 
     async def tell(self, signal: Signal) -> None:
         self._hub.publish(signal)

@@ -3,11 +3,12 @@
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
-from openrl.store import audit, loss_uses, projects, session_search, traces, usage
+from openrl.store import audit, loads, loss_uses, projects, session_search, traces, usage
 from openrl.store.ledger import (
     AuditCategory,
     AuditEntry,
     ProjectSummary,
+    SessionLoad,
     SessionQuery,
     SessionSummary,
     Spending,
@@ -47,6 +48,9 @@ class SqlLedger:
 
     async def spending(self, tenant_id: str | None, first_hour: int, end_hour: int) -> tuple[Spending, ...]:
         return await self._read(usage.spending, tenant_id, first_hour, end_hour)
+
+    async def load(self, since: float, until: float) -> tuple[SessionLoad, ...]:
+        return await self._read(loads.load, since, until)
 
     async def storage(self, tenant_id: str, since: float, until: float) -> tuple[StorageSpan, ...]:
         return await self._read(usage.storage, tenant_id, since, until, self._clock())
