@@ -105,6 +105,7 @@ def test_clients_wait_for_a_pool_without_workers_and_see_no_error(cluster: LiveC
         assert wanted(cluster) == [(1, 1), (1, 0)]
         cluster.start("worker", 1, "--pool", "samplers", "--role", "sample")
         assert sampling.result(120)
+        check_memory(cluster)
 
         check_drain(cluster, threads, run, paused)
         assert cluster.stop_one("worker", 0) == 0
@@ -122,6 +123,23 @@ def trained_run(service: tinker.ServiceClient) -> tinker.TrainingClient:
     run = new_run(service)
     train(run, 1)
     return run
+
+
+def check_memory(cluster: LiveCluster) -> None:
+    """Who only trains has no KV cache; who only samples has one and no run."""
+    blocks = 'openrl_worker_kv_blocks{state="total",worker="worker-%d"}'
+
+    def shown() -> dict[str, float]:
+        lines = [line for text in metrics(cluster) for line in text.splitlines() if line.startswith("openrl_worker_")]
+        return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
+
+    wait_for(lambda: shown().get(blocks % 1, 0.0) > 0.0)
+    assert shown()[blocks % 0] == 0.0
+    assert shown()['openrl_worker_resident_runs{worker="worker-1"}'] == 0.0
+
+
+def metrics(cluster: LiveCluster) -> list[str]:
+    return [get(address, "/metrics")[1] for address in cluster.http_addresses]
 
 
 def check_drain(

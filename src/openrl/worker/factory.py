@@ -11,11 +11,13 @@ from openrl.errors import InvalidRequest
 from openrl.model.adapter import AdapterWeights
 from openrl.model.base_model import BaseModel, load_base_model, resolve_source
 from openrl.model.peft_files import read_adapter
+from openrl.sampling.absent import AbsentSampling
 from openrl.sampling.engine import create_sampling_engine
 from openrl.sampling.vllm import create_vllm_engine
 from openrl.sampling.vllm_mapping import ModelFacts
 from openrl.store.base import Blobs
 from openrl.training.absent import AbsentTraining
+from openrl.training.base import TrainingEngine
 from openrl.training.engine import create_training_engine
 from openrl.worker.engines import Engines, EngineTable
 from openrl.worker.held_adapters import HeldAdapters
@@ -35,28 +37,28 @@ def create_engines(config: Config, blobs: Blobs, scratch_dir: Path) -> EngineTab
 
 
 def _create(info: BaseModelInfo, config: Config, blobs: Blobs, scratch_dir: Path) -> Engines:
-    if config.sampling.engine == "vllm":
+    if config.sampling.engine == "vllm" and config.worker.role != "train":
         return _create_with_vllm(info, config, blobs, scratch_dir)
-    model = _load(info, config)
-
-    held = HeldAdapters(config.sampling.held_bytes)
+    model, role = _load(info, config), config.worker.role
+    held = HeldAdapters(config.sampling.held_bytes if role == "both" else 0)
 
     def load_adapter(key: str) -> AdapterWeights:
         return held.take(key) or read_adapter(read_patiently(lambda: blobs.get_object(key)), model.linear_shapes)
 
-    training = create_training_engine(model, config.training, scratch_dir, deterministic=config.worker.deterministic)
-    sampling = create_sampling_engine(model, config.sampling, load_adapter)
-    engines = Engines(
-        base_model=info,
-        training=training,
-        sampling=sampling,
-        max_pass_tokens=training.micro_batch_tokens,
-        max_sequences=sampling.max_sequences,
-        held=held,
-    )
+    training, max_pass_tokens = _create_training(model, config, scratch_dir)
+    sampling = AbsentSampling() if role == "train" else create_sampling_engine(model, config.sampling, load_adapter)
+    engines = Engines(info, training, sampling, max_pass_tokens, sampling.max_sequences, held)
     if model.device.type == "cuda":
-        warm_up(engines)
+        warm_up(engines, trains=role != "sample", samples=role != "train")
     return engines
+
+
+def _create_training(model: BaseModel, config: Config, scratch_dir: Path) -> tuple[TrainingEngine, int]:
+    """The engine, and the tokens that fill the device."""
+    if config.worker.role == "sample":
+        return AbsentTraining(), 1
+    engine = create_training_engine(model, config.training, scratch_dir, deterministic=config.worker.deterministic)
+    return engine, engine.micro_batch_tokens
 
 
 def _create_with_vllm(info: BaseModelInfo, config: Config, blobs: Blobs, scratch_dir: Path) -> Engines:
@@ -64,10 +66,7 @@ def _create_with_vllm(info: BaseModelInfo, config: Config, blobs: Blobs, scratch
     if config.worker.role == "sample":
         training, max_pass_tokens = AbsentTraining(), 1
     else:
-        training = create_training_engine(
-            _load(info, config), config.training, scratch_dir, deterministic=config.worker.deterministic
-        )
-        max_pass_tokens = training.micro_batch_tokens
+        training, max_pass_tokens = _create_training(_load(info, config), config, scratch_dir)
     # Under the worker's name: what is there is its own alone, also after a restart.
     root = config.data_dir / config.sampling.vllm_adapter_dir / scratch_dir.parent.name / scratch_dir.name
     facts = ModelFacts(info.vocab_size, info.context_length, read_eos_token_ids(info.path))

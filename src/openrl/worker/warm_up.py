@@ -22,10 +22,10 @@ _PROMPTS = (100, 300)
 _NEW_TOKENS = 4
 
 
-def warm_up(engines: Engines) -> None:
+def warm_up(engines: Engines, *, trains: bool = True, samples: bool = True) -> None:
     """Train and sample a little; nothing of it stays. What fails is logged: a request would say it to its client."""
     started = time.perf_counter()
-    failures = [*_train(engines), *_sample(engines)]
+    failures = [*(_train(engines) if trains else ()), *(_sample(engines) if samples else ())]
     seconds = round(time.perf_counter() - started, 1)
     log.info("warmed up", base_model=engines.base_model.name, seconds=seconds)
     for failure in failures:
