@@ -101,6 +101,8 @@ BAD_VALUES: dict[str, tuple[Values, str]] = {
     "no model": ({"models": []}, "minItems"),
     "a negative number of replicas": ({"gateway": {"replicas": -1}}, "minimum"),
     "a secret's value in place of its name": ({"database": {"url": "postgresql://..."}}, "url"),
+    "a monitor of another kind": ({"monitoring": {"monitor": {"kind": "probe"}}}, "enum|one of|kind"),
+    "a start without time": ({"poolDefaults": {"startupBudgetMinutes": 0}}, "minimum"),
     "a grace that is shorter than the drain": ({"pools": {"a": {"drainSeconds": 100}}}, "terminationGracePeriod"),
     "a pool of a model that is not there": ({"pools": {"a": {"models": ["x"]}}}, "not in models"),
     "a vLLM pool that trains": ({"pools": {"a": {"kind": "vllm", "role": "train"}}}, "role sample"),
@@ -172,6 +174,6 @@ def test_an_autoscaler_may_take_the_last_worker_where_kubernetes_can():
 
 def test_every_kind_of_object_is_rendered():
     """A kind that no value set renders would be untested."""
-    kinds = {each["kind"] for name in ("everything", "dra") for each in render_example(name)}
+    kinds = {each["kind"] for name in ("everything", "dra", "small-team") for each in render_example(name)}
     assert set(CRDS) <= kinds | ({"PrometheusRule"} if not (CHART / "files" / "rules.yaml").exists() else set())
     assert {"NetworkPolicy", "PodDisruptionBudget", "PriorityClass", "ResourceClaimTemplate", "Ingress"} <= kinds
