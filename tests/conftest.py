@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import tests.interpreter  # noqa: F401  # pyright: ignore[reportUnusedImport]  (before triton)
+from tests.kubernetes.network_namespaces import network_namespaces  # noqa: F401  # pyright: ignore[reportUnusedImport]  (a fixture)
 from tests.live_cluster import start_cluster
 from tests.live_server import LiveServer, start_server
 from tests.postgres import PostgresServer, new_database, start_postgres

@@ -1,5 +1,6 @@
 """`openrl up` as a command: what it says, what it leaves, how it ends."""
 
+import re
 import shutil
 import signal
 import subprocess
@@ -25,6 +26,15 @@ VALUES = {
 }
 
 
+@pytest.fixture
+def open_directory() -> Iterator[Path]:
+    """Every user may enter it: PostgreSQL runs as another one where the tests are root's."""
+    directory = Path(tempfile.mkdtemp(prefix="openrl-up-"))
+    directory.chmod(0o755)
+    yield directory
+    shutil.rmtree(directory)
+
+
 def test_it_says_when_all_is_ready_and_ctrl_c_lets_it_end(tmp_path: Path):
     manifests = tmp_path / "manifests.yaml"
     probe = "readinessProbe: {httpGet: {path: /readyz, port: http}, periodSeconds: 0.1}\n"
@@ -43,6 +53,66 @@ def test_it_says_when_all_is_ready_and_ctrl_c_lets_it_end(tmp_path: Path):
     assert (tmp_path / "up" / "pods" / "app-0" / "main.log").read_text().endswith("asked to end\nended\n")
 
 
+AUTOSCALER = """
+---
+apiVersion: keda.sh/v1alpha1
+kind: ScaledObject
+metadata: {{name: app}}
+spec:
+  scaleTargetRef: {{kind: Deployment, name: app}}
+  minReplicaCount: 0
+  maxReplicaCount: 2
+  pollingInterval: 0.2
+  cooldownPeriod: 1
+  triggers:
+    - {{type: metrics-api, metadata: {{url: "http://app.default.svc/file{file}", valueLocation: wanted_workers}}}}
+"""
+
+
+@pytest.mark.usefixtures("network_namespaces")
+def test_with_namespaces_pods_have_their_own_follow_their_autoscaler_and_leave_nothing(open_directory: Path):
+    """A second Deployment answers for the scheduler: what is in a file is what is wanted."""
+    wanted = open_directory / "wanted.json"
+    wanted.write_text('{"wanted_workers": 5}')
+    probe = "readinessProbe: {httpGet: {path: /readyz, port: http}, periodSeconds: 0.1}\n"
+    manifests = open_directory / "manifests.yaml"
+    scaler = AUTOSCALER.format(file=wanted).replace("//app.", "//signal.")
+    texts = [deployment("app", container=probe), deployment("signal", container=probe), service("signal"), scaler]
+    manifests.write_text("".join(texts))
+    command = (*OPENRL, "up", "--netns", "-m", str(manifests), "--dir", str(open_directory / "up"))
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=outside(), stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stderr is not None
+        shown = list[str]()
+
+        def see(line: str) -> None:
+            """Until it has been shown."""
+            assert process.stderr is not None
+            while line not in (shown[-1:] or [""])[0]:
+                shown.append(process.stderr.readline())
+                assert shown[-1], "".join(shown)
+
+        try:
+            see("signal-0: Running, ready 1/1")
+            see("Deployment/app: 1 -> 2 replicas, 5 wanted")
+            see("app-1: Running, ready 1/1")
+            found = re.search(r"^10\.231\.(\d+)\.", (open_directory / "up" / "hosts").read_text(), re.MULTILINE)
+            assert found is not None
+            assert len(list(Path("/run/netns").glob(f"orl{found[1]}-*"))) == 3
+            wanted.write_text('{"wanted_workers": 0}')
+            see("Deployment/app: 2 -> 0 replicas, 0 wanted")
+            wanted.write_text('{"wanted_workers": 1}')
+            see("Deployment/app: 0 -> 1 replicas, 1 wanted")
+            see("app-0: Running, ready 1/1")
+            process.send_signal(signal.SIGINT)
+            output, rest = process.communicate(timeout=LIMIT_S)
+        finally:
+            process.kill()
+    assert process.returncode == 0, "".join(shown) + rest
+    assert "All pods are ready: app-0, signal-0" in output
+    assert not list(Path("/run/netns").glob(f"orl{found[1]}-*"))
+
+
 def test_what_cannot_be_run_is_told(tmp_path: Path):
     manifests = tmp_path / "manifests.yaml"
     manifests.write_text(deployment("app", container="envFrom: [{secretRef: {name: keys}}]\n"))
@@ -53,15 +123,6 @@ def test_what_cannot_be_run_is_told(tmp_path: Path):
         up(manifests=[tmp_path / "none.yaml"], directory=directory)
     with pytest.raises(InvalidRequest, match="--claim 'a=/none' must be NAME=DIR"):
         up(manifests=[manifests], directory=directory, claim=["a=/none"])
-
-
-@pytest.fixture
-def open_directory() -> Iterator[Path]:
-    """Every user may enter it: PostgreSQL runs as another one where the tests are root's."""
-    directory = Path(tempfile.mkdtemp(prefix="openrl-up-"))
-    directory.chmod(0o755)
-    yield directory
-    shutil.rmtree(directory)
 
 
 @pytest.mark.slow

@@ -31,7 +31,11 @@ EVERYTHING: Values = {
     "modelCache": {"kind": "pvc"},
     "priorityClasses": {"create": True},
     "imagePullSecrets": [{"name": "registry"}],
-    "monitoring": {"podMonitor": {"enabled": True}, "rules": {"enabled": True}, "dashboard": {"enabled": True}},
+    "monitoring": {
+        "monitor": {"enabled": True, "kind": "service"},
+        "rules": {"enabled": True},
+        "dashboard": {"enabled": True},
+    },
     "models": [{"name": "org/model", "source": {"huggingface": "org/model", "revision": "abc"}}],
     "pools": {
         "train": {"role": "train", "gpu": {"count": 2}, "spot": True, "autoscaling": {"kind": "keda"}},

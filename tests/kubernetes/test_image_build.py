@@ -1,11 +1,16 @@
-"""The slim image, built as it is written over a Debian root without a registry, and its entry points started."""
+"""The slim image, built as it is written over a Debian root without a registry, and run as Kubernetes runs it.
+
+By runc: read-only root, no capabilities, no new privileges, user 10001, /tmp and /var/lib/openrl in memory.
+"""
 
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -28,6 +33,8 @@ default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]
 [engine]
 events_logger = "file"
 """
+ENVIRONMENT = {"PATH": "/opt/openrl/bin:/usr/bin:/bin", "HOME": "/tmp", "PYTHONDONTWRITEBYTECODE": "1"}
+"""What the image sets."""
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
@@ -59,12 +66,33 @@ class Buildah:
 class Container:
     """The image's root, with the host's network."""
 
-    buildah: Buildah
-    name: str
+    directory: Path
+    root: str
 
-    def command(self, settings: dict[str, str], *arguments: str) -> list[str]:
-        given = [option for name, value in settings.items() for option in ("--env", f"{name}={value}")]
-        return self.buildah.command("run", "--isolation", "chroot", *given, self.name, "--", *arguments)
+    def command(self, settings: dict[str, str], *arguments: str, mounts: dict[str, Path] | None = None) -> list[str]:
+        """What runs it; a signal to that process reaches the program, and its status is the program's."""
+        bundle = Path(tempfile.mkdtemp(dir=self.directory))
+        subprocess.run(["runc", "spec", "--bundle", str(bundle)], check=True)
+        spec = json.loads((bundle / "config.json").read_text())
+        spec["root"] = {"path": self.root, "readonly": True}
+        spec["process"] |= {
+            "terminal": False,
+            "user": {"uid": 10001, "gid": 10001},
+            "args": arguments,
+            "env": [f"{name}={value}" for name, value in (ENVIRONMENT | settings).items()],
+            "cwd": "/var/lib/openrl",
+            "capabilities": {},
+            "noNewPrivileges": True,
+        }
+        own = [each for each in spec["linux"]["namespaces"] if each["type"] != "network"]
+        spec["linux"]["namespaces"] = own
+        for target in ("/tmp", "/var/lib/openrl"):
+            spec["mounts"].append({"destination": target, "type": "tmpfs", "source": "tmpfs", "options": ["mode=1777"]})
+        for target, source in (mounts or {}).items():
+            bind = {"destination": target, "type": "bind", "source": str(source), "options": ["rbind", "ro"]}
+            spec["mounts"].append(bind)
+        (bundle / "config.json").write_text(json.dumps(spec))
+        return ["runc", "--root", f"{self.directory}/runc", "run", "--bundle", str(bundle), bundle.name]
 
     def run(self, *arguments: str, settings: dict[str, str] | None = None) -> str:
         done = subprocess.run(self.command(settings or {}, *arguments), capture_output=True, text=True, check=False)
@@ -74,8 +102,8 @@ class Container:
 
 @pytest.fixture(scope="module")
 def container(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Container]:
-    if os.geteuid() != 0 or shutil.which("buildah") is None:
-        pytest.skip("needs root and the Debian package buildah")
+    if os.geteuid() != 0 or not shutil.which("buildah") or not shutil.which("runc"):
+        pytest.skip("needs root and the Debian packages buildah and runc")
     directory = tmp_path_factory.mktemp("images")
     buildah = Buildah(directory)
     (directory / "containers.conf").write_text(SETTINGS)
@@ -90,7 +118,8 @@ def container(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Container]:
         *("--build-arg", "BASE=localhost/openrl-base", "--volume", "/etc/ssl/certs:/etc/ssl/certs:ro"),
         *("--ignorefile", f"{images}/Dockerfile.dockerignore", "-f", f"{images}/Dockerfile", "-t", "openrl:test", "."),
     )
-    yield Container(buildah, buildah("from", "--pull-never", "openrl:test"))
+    made = buildah("from", "--pull-never", "openrl:test")
+    yield Container(directory, buildah("mount", made))
     buildah("rm", "--all")
     buildah("rmi", "--all", "--force")
 
@@ -105,7 +134,10 @@ def _debian_root(target: Path) -> Path:
 
 def test_it_runs_as_nobody_and_cannot_change_itself(container: Container):
     assert container.run("id", "-u") == "10001"
-    changed = container.run("sh", "-c", "find /opt /usr /etc -xdev -writable -not -type l | head -3")
+    status = container.run("cat", "/proc/self/status")
+    assert set(re.findall(r"^Cap\w+:\t(\w+)$", status, re.MULTILINE)) == {"0" * 16}
+    assert "Read-only file system" in container.run("sh", "-c", "touch /var/mine 2>&1 || :")
+    changed = container.run("sh", "-c", "find /opt /usr /etc -xdev -perm /022 -not -type l | head -3")
     assert changed == ""
 
 
@@ -138,27 +170,20 @@ def test_its_programs_migrate_schedule_and_answer(container: Container, postgres
         "OPENRL_GATEWAY__PORT": str(ports[2]),
     }
     assert "schema" in container.run("openrl", "migrate", settings=settings)
-    container.run("mkdir", "-p", "/tmp/model")
-    container.buildah("copy", "--chown", "10001", container.name, str(model), "/tmp/model")
-    programs = (("openrl", "scheduler"), ("openrl", "gateway", "--model", "tiny=/tmp/model"))
-    running = [subprocess.Popen(container.command(settings, *program), start_new_session=True) for program in programs]
+    programs = (("openrl", "scheduler"), ("openrl", "gateway", "--model", "tiny=/cache"))
+    commands = [container.command(settings, *program, mounts={"/cache": model}) for program in programs]
+    running = [subprocess.Popen(command, start_new_session=True) for command in commands]
     try:
         for port in (ports[0], ports[2]):
             wait_for(f"http://127.0.0.1:{port}/livez", running)
         for process in running:
-            os.kill(innermost(process.pid), signal.SIGTERM)
+            process.send_signal(signal.SIGTERM)
         assert [process.wait(60) for process in running] == [0, 0]
     finally:
         for process in running:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-
-
-def innermost(pid: int) -> int:
-    """The program itself: buildah stands around it, and would kill it at a signal of its own."""
-    found = "".join(path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")).split()
-    return innermost(int(found[0])) if found else pid
 
 
 def wait_for(url: str, running: list["subprocess.Popen[bytes]"]) -> None:

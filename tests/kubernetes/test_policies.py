@@ -127,6 +127,16 @@ def test_ports_have_the_names_that_are_used(objects: list[Object]):
         assert {each["port"] for each in monitor["spec"]["podMetricsEndpoints"]} <= offered
 
 
+def test_a_service_monitor_finds_every_pod_once(objects: list[Object]):
+    """By one Service: those of gateways and schedulers would give their pods a second time."""
+    for monitor in by_kind(objects, "ServiceMonitor"):
+        wanted = monitor["spec"]["selector"]["matchLabels"]
+        (service,) = [each for each in by_kind(objects, "Service") if matches(wanted, each["metadata"]["labels"])]
+        assert all(matches(service["spec"]["selector"], labels_of(pod)) for _, pod in pod_templates(objects))
+        ports = {each["name"] for each in service["spec"]["ports"]}
+        assert {each["port"] for each in monitor["spec"]["endpoints"]} == ports
+
+
 def test_what_is_referred_to_is_there(objects: list[Object]):
     """Config maps, claims, service accounts and volumes; secrets are made outside."""
     there = {(each["kind"], each["metadata"]["name"]) for each in objects}

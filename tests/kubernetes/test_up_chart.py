@@ -1,12 +1,13 @@
 """The rendered chart, run: two gateways, schedulers and workers, PostgreSQL and S3, in network namespaces.
 
-A client in a namespace of its own trains and samples while pieces are killed, cut off and told to end; what it gets
-is to the last bit what a quiet run gives.
+A client in a namespace of its own trains and samples; in the slow test while pieces are killed, cut off and told to
+end, and what it gets is to the last bit what a quiet run gives.
 """
 
 import asyncio
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -27,12 +28,7 @@ from openrl.cluster.pod_runner import PodRunner
 from openrl.cluster.programs import Program
 from tests.kubernetes.up_cluster import get_json, outside, settle
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(900),
-    pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("nft"), reason="network namespaces need root and nft"),
-]
-NUM_STEPS = 10
+pytestmark = [pytest.mark.usefixtures("network_namespaces"), pytest.mark.timeout(900)]
 LIMIT_S = 240.0
 VALUES = {
     "postgres": {"enabled": True},
@@ -166,16 +162,14 @@ async def whole_chart(model: Path, history: History) -> AsyncGenerator[Cluster]:
 
 
 @asynccontextmanager
-async def client_elsewhere(cluster: Cluster) -> AsyncGenerator[Client]:
-    """A client whose address no policy knows, with a key that a gateway has made."""
+async def client_elsewhere(cluster: Cluster, num_steps: int) -> AsyncGenerator[Client]:
+    """A client whose address no policy knows, with a key that a gateway has made; it has trained and sampled once."""
     create = (*OPENRL, "keys", "create", "--config", "/etc/openrl/openrl.toml")
     status, key = await cluster.of("gateway")[0].execute(create)
     assert status == 0, key
     address = await cluster.network.add_pod()
-    python = shutil.which("python")
-    assert python is not None
-    script = (python, "-m", "tests.kubernetes.up_client", "http://openrl-gateway.default.svc", key.strip())
-    program = Program((*script, str(NUM_STEPS)), {**outside(), "HOME": "/tmp", "TINKER_TELEMETRY": "0"})
+    script = (sys.executable, "-m", "tests.kubernetes.up_client", "http://openrl-gateway.default.svc", key.strip())
+    program = Program((*script, str(num_steps)), {**outside(), "HOME": "/tmp", "TINKER_TELEMETRY": "0"})
     directory = Path(tempfile.mkdtemp())
     spawn = cluster.network.spawn(program, address, directory)
     pipe = asyncio.subprocess.PIPE
@@ -212,13 +206,14 @@ async def all_ready(cluster: Cluster) -> None:
         await cluster.wait_until(cluster.is_ready)
 
 
+@pytest.mark.slow
 async def test_a_client_elsewhere_trains_and_samples_whatever_is_killed_cut_off_or_told_to_end(tiny_model_dir: Path):
     history = History()
     async with whole_chart(tiny_model_dir, history) as cluster:
         check_order(history)
         network = cluster.network
         assert isinstance(network, Namespaces)
-        async with client_elsewhere(cluster) as client:
+        async with client_elsewhere(cluster, num_steps=10) as client:
 
             async def kill(pod: PodRunner) -> None:
                 restarts = pod.restarts
@@ -250,26 +245,39 @@ async def test_a_client_elsewhere_trains_and_samples_whatever_is_killed_cut_off_
             await all_ready(cluster)
 
 
-async def test_the_charts_own_test_passes_and_its_policies_hold(tiny_model_dir: Path):
+async def test_a_client_elsewhere_trains_and_samples_and_policies_hold(tiny_model_dir: Path):
+    history = History()
+    async with whole_chart(tiny_model_dir, history) as cluster:
+        check_order(history)
+        async with client_elsewhere(cluster, num_steps=2):
+            await check_policies(cluster)
+
+
+@pytest.mark.slow
+async def test_the_charts_own_test_passes(tiny_model_dir: Path):
     async with whole_chart(tiny_model_dir, History()) as cluster:
         async with asyncio.timeout(LIMIT_S):
             await cluster.run_hooks("test")
-        pods = {name: cluster.of(name)[0] for name in ("gateway", "worker", "postgres")}
-        pods["scheduler"] = await leader(cluster)
-        ports = {"gateway": 8000, "scheduler": 7600, "worker": 9090, "postgres": 5432}
-        may = {
-            "gateway": {"gateway", "worker", "postgres"},
-            "scheduler": {"gateway", "worker", "postgres"},
-            "worker": {"gateway", "scheduler"},
-        }
-        asked = [(one, other) for one in may for other in ports if pods[one] is not pods[other]]
-        answers = await asyncio.gather(
-            *(reaches(pods[one], f"{pods[other].address}:{ports[other]}") for one, other in asked)
-        )
-        got = {pair for pair, answer in zip(asked, answers, strict=True) if answer}
-        assert got == {(one, other) for one, others in may.items() for other in others if one != other}
-        assert not await reaches(pods["gateway"], f"{cluster.network.host_address}:7599")  # nor the machine
-        assert await reaches(pods["gateway"], f"{pods['worker'].address}:9090")
+
+
+async def check_policies(cluster: Cluster) -> None:
+    """Every part reaches whom it calls, and nobody else."""
+    pods = {name: cluster.of(name)[0] for name in ("gateway", "worker", "postgres")}
+    pods["scheduler"] = await leader(cluster)
+    ports = {"gateway": 8000, "scheduler": 7600, "worker": 9090, "postgres": 5432}
+    may = {
+        "gateway": {"gateway", "worker", "postgres"},
+        "scheduler": {"gateway", "worker", "postgres"},
+        "worker": {"gateway", "scheduler"},
+    }
+    asked = [(one, other) for one in may for other in ports if pods[one] is not pods[other]]
+    answers = await asyncio.gather(
+        *(reaches(pods[one], f"{pods[other].address}:{ports[other]}") for one, other in asked)
+    )
+    got = {pair for pair, answer in zip(asked, answers, strict=True) if answer}
+    assert got == {(one, other) for one, others in may.items() for other in others if one != other}
+    assert not await reaches(pods["gateway"], f"{cluster.network.host_address}:7599")  # nor the machine
+    assert await reaches(pods["gateway"], f"{pods['worker'].address}:9090")
 
 
 async def reaches(pod: PodRunner, target: str) -> bool:

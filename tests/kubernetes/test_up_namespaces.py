@@ -1,7 +1,6 @@
 """`openrl up --netns` with a stub as the pods' program: what a pod sees, and who may talk to whom."""
 
 import os
-import shutil
 
 import pytest
 
@@ -9,10 +8,7 @@ from openrl.cluster.cluster import Cluster
 from openrl.cluster.networks import Namespaces
 from tests.kubernetes.up_cluster import CONFIG, deployment, get, service, settle, small_cluster
 
-pytestmark = pytest.mark.skipif(
-    os.geteuid() != 0 or not shutil.which("nft") or not shutil.which("ip"),
-    reason="network namespaces need root and nft",
-)
+pytestmark = pytest.mark.usefixtures("network_namespaces")
 READY = "readinessProbe: {httpGet: {path: /readyz, port: http}, periodSeconds: 0.05}\n"
 POD = """
 securityContext: {runAsUser: 10001, runAsGroup: 10001, fsGroup: 10001}

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from openrl.cli.running import run_until_signalled
+from openrl.cluster.autoscaling import autoscalers_of, follow
 from openrl.cluster.chart import find_chart, render
 from openrl.cluster.cluster import Cluster, Options, run_cluster
 from openrl.cluster.display import Display
@@ -73,13 +74,24 @@ async def _run(
     display = Display(console, pods, show_logs=logs)
     with display:
         async with run_cluster(manifests, network, options, display, pods) as cluster:
-            part = partial(_start, cluster, options.directory)
             if test:
-                await part()
+                await _start(cluster, options.directory)
                 await cluster.run_hooks("test")
             else:
-                await run_until_signalled([part], cluster.end)
+                await run_until_signalled([partial(_keep, cluster, manifests, options, console)], cluster.end)
                 cluster.hurry()
+
+
+async def _keep(cluster: Cluster, manifests: Manifests, options: Options, console: Console) -> None:
+    """Run everything, then as many of each workload as its autoscaler wants."""
+    followed, others = autoscalers_of(manifests, options.namespace)
+    if others:
+        console.print(f"not followed, their replicas stay: {', '.join(others)}", soft_wrap=True, highlight=False)
+    await _start(cluster, options.directory)
+    say = partial(console.print, soft_wrap=True, highlight=False)
+    async with asyncio.TaskGroup() as group:
+        for each in followed:
+            group.create_task(follow(cluster, each, say))
 
 
 async def _start(cluster: Cluster, directory: Path) -> None:

@@ -70,6 +70,7 @@ class Cluster:
         self._manifests = manifests
         self._watcher = watcher
         self._workloads = {f"{each.kind}/{each.metadata.name}": each for each in manifests.runnables}
+        self._addresses: dict[str, str] = {}  # by pod, also of those that are not there at the moment
         self._keepers: dict[str, asyncio.Task[None]] = {}  # by pod
         self._group = asyncio.TaskGroup()
         self._news = asyncio.Event()
@@ -137,6 +138,16 @@ class Cluster:
                 self._keep(name)
         await asyncio.gather(*(self.remove(name) for name in have if name not in wanted))
 
+    def num_replicas(self, workload: str) -> int:
+        """How many a workload has, "Deployment/NAME"."""
+        return len({plan.group or plan.name for plan, _ in self.plans.values() if plan.workload == workload})
+
+    def room_for(self, workload: str) -> int | None:
+        """How many replicas of a workload the machine's GPUs can hold; None: any number."""
+        shape = pods_of(self._workload(workload), 0)
+        more = self._machine.gpus.room_for(each for plan in shape for each in plan.spec.containers)
+        return None if more is None else self.num_replicas(workload) + more
+
     async def remove(self, name: str) -> None:
         """End a pod for good, in good order."""
         keeper = self._keepers.pop(name)
@@ -194,9 +205,11 @@ class Cluster:
         self.url = f"http://{address}:{number}"
 
     async def _place(self, plans: Iterable[PodPlan]) -> None:
-        """Give pods their addresses, which they keep however often they are made."""
+        """Give pods their addresses, which they keep however often they are made, also after they were scaled away."""
         for plan in plans:
-            self.plans[plan.name] = (plan, await self.network.add_pod())
+            if plan.name not in self._addresses:
+                self._addresses[plan.name] = await self.network.add_pod()
+            self.plans[plan.name] = (plan, self._addresses[plan.name])
 
     async def _refresh(self) -> None:
         """Tell the network who there is."""

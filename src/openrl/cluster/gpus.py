@@ -1,5 +1,6 @@
 """Gives the GPUs of one machine to pods, as a device plugin would."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from openrl.cluster.pod_spec import Container
@@ -19,8 +20,7 @@ class GpuPool:
 
     def take(self, owner: str, container: Container) -> dict[str, str]:
         """Variables that show a container its GPUs, the same ones while `owner` has them; none if it asks for none."""
-        limits = container.resources.limits
-        wanted = sum(quantity(amount) for name, amount in limits.items() if name.startswith(_VENDOR))
+        wanted = num_gpus(container)
         if wanted == 0:
             return {}
         if owner not in self._taken:
@@ -33,10 +33,22 @@ class GpuPool:
             self._taken[owner] = tuple(free[:wanted])
         return {VISIBLE: ",".join(map(str, self._taken[owner]))}
 
+    def room_for(self, containers: Iterable[Container]) -> int | None:
+        """How many more times these fit; None: they need none."""
+        wanted = sum(num_gpus(each) for each in containers)
+        free = len(self._all) - sum(len(numbers) for numbers in self._taken.values())
+        return free // wanted if wanted else None
+
     def give_back(self, owner: str) -> None:
         """Its pod is over; `owner` is the pod."""
         for each in [each for each in self._taken if each.partition("/")[0] == owner]:
             del self._taken[each]
+
+
+def num_gpus(container: Container) -> int:
+    """How many it asks for."""
+    limits = container.resources.limits
+    return sum(quantity(amount) for name, amount in limits.items() if name.startswith(_VENDOR))
 
 
 def gpus_of_this_machine(devices: Path = Path("/dev")) -> tuple[int, ...]:

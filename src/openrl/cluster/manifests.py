@@ -185,11 +185,95 @@ class NetworkPolicy(Object):
     spec: NetworkPolicySpec
 
 
+class ScaleTarget(Part):
+    """Whose replicas change."""
+
+    kind: str = "Deployment"
+    name: str
+
+
+class Trigger(Part):
+    """Where KEDA reads a number, by type."""
+
+    type: str
+    metadata: dict[str, str] = Field(default_factory=dict[str, str])
+
+
+class ScaledObjectSpec(Part):
+    """Bounds and pace as KEDA has them."""
+
+    scale_target_ref: ScaleTarget
+    min_replica_count: int = 0
+    max_replica_count: int = 100
+    polling_interval: float = 30.0
+    cooldown_period: float = 300.0
+    triggers: tuple[Trigger, ...] = ()
+
+
+class ScaledObject(Object):
+    """KEDA's autoscaler of a workload."""
+
+    kind: Literal["ScaledObject"]
+    spec: ScaledObjectSpec
+
+
+class ExternalMetric(Part):
+    """A metric of a metrics adapter."""
+
+    name: str
+    selector: Selector = Selector()
+
+
+class ExternalSource(Part):
+    """Around the metric."""
+
+    metric: ExternalMetric
+
+
+class MetricSpec(Part):
+    """What an HPA reads, by type."""
+
+    type: str
+    external: ExternalSource | None = None
+
+
+class ScalingRules(Part):
+    """Of one direction."""
+
+    stabilization_window_seconds: float = 300.0
+
+
+class ScalingBehavior(Part):
+    """Of both."""
+
+    scale_down: ScalingRules = ScalingRules()
+
+
+class HorizontalPodAutoscalerSpec(Part):
+    """Bounds and pace as Kubernetes has them."""
+
+    scale_target_ref: ScaleTarget
+    min_replicas: int = 1
+    max_replicas: int
+    metrics: tuple[MetricSpec, ...] = ()
+    behavior: ScalingBehavior = ScalingBehavior()
+
+
+class HorizontalPodAutoscaler(Object):
+    """Kubernetes' autoscaler of a workload."""
+
+    kind: Literal["HorizontalPodAutoscaler"]
+    spec: HorizontalPodAutoscalerSpec
+
+
 Runnable = Workload | LeaderWorkerSet | Pod
-AnyObject = Annotated[Runnable | Service | ConfigMap | Secret | NetworkPolicy, Field(discriminator="kind")]
+AutoscalerObject = ScaledObject | HorizontalPodAutoscaler
+AnyObject = Annotated[
+    Runnable | Service | ConfigMap | Secret | NetworkPolicy | AutoscalerObject, Field(discriminator="kind")
+]
 KINDS = {
     *("Deployment", "StatefulSet", "Job", "LeaderWorkerSet", "Pod"),
-    *("Service", "ConfigMap", "Secret", "NetworkPolicy"),
+    *("Service", "ConfigMap", "Secret", "NetworkPolicy", "ScaledObject", "HorizontalPodAutoscaler"),
 }
 _READER: TypeAdapter[AnyObject] = TypeAdapter(AnyObject)
 
@@ -203,6 +287,7 @@ class Manifests:
     config_maps: dict[str, ConfigMap] = field(default_factory=dict[str, ConfigMap])
     secrets: dict[str, Secret] = field(default_factory=dict[str, Secret])
     policies: list[NetworkPolicy] = field(default_factory=list[NetworkPolicy])
+    autoscalers: list[AutoscalerObject] = field(default_factory=list[AutoscalerObject])
 
     def hooks(self, moment: str) -> list[Runnable]:
         """What runs at a moment of an installation ("pre-install"), in the order of its weights."""
@@ -224,6 +309,8 @@ class Manifests:
                 self.secrets[each.metadata.name] = each
             case NetworkPolicy():
                 self.policies.append(each)
+            case ScaledObject() | HorizontalPodAutoscaler():
+                self.autoscalers.append(each)
             case _:
                 same = (each.kind, each.metadata.name)
                 self.runnables = [old for old in self.runnables if (old.kind, old.metadata.name) != same]

@@ -154,13 +154,13 @@ openrl.dev/one-node: {{ .root.Release.Name }}
 {{- end }}
 {{- end -}}
 
-{{/* The probes that every part of the server answers; called with port, startupSeconds. */}}
+{{/* The probes that every part of the server answers; called with port, startupMinutes. */}}
 {{- define "openrl.probes" -}}
 startupProbe:
   httpGet: {path: /startupz, port: {{ .port }}}
   periodSeconds: 5
   timeoutSeconds: 3
-  failureThreshold: {{ max 1 (div (int .startupSeconds) 5) }}
+  failureThreshold: {{ mul (int .startupMinutes) 12 }}
 readinessProbe:
   httpGet: {path: /readyz, port: {{ .port }}}
   periodSeconds: 3

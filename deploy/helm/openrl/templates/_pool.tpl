@@ -90,7 +90,7 @@ volumes:
   {{- end }}
   ports:
     - {name: probes, containerPort: 9090}
-  {{- include "openrl.probes" (dict "port" "probes" "startupSeconds" $pool.startupBudgetSeconds) | nindent 2 }}
+  {{- include "openrl.probes" (dict "port" "probes" "startupMinutes" $pool.startupBudgetMinutes) | nindent 2 }}
   lifecycle:
     preStop:
       httpGet: {path: /drain, port: probes}
@@ -158,7 +158,7 @@ volumes:
     httpGet: {path: /health, port: http}
     periodSeconds: 5
     timeoutSeconds: 3
-    failureThreshold: {{ max 1 (div (int $pool.startupBudgetSeconds) 5) }}
+    failureThreshold: {{ mul (int $pool.startupBudgetMinutes) 12 }}
   readinessProbe:
     httpGet: {path: /health, port: http}
     periodSeconds: 5
