@@ -72,6 +72,17 @@ def test_a_recipe_runs_to_its_end(recipe: str, finished: Path):
     assert {"before", "after"} <= result(finished / recipe).keys()
 
 
+def test_text_to_sql_runs_to_its_end_where_peft_loads_the_adapter(
+    server: LiveServer, tiny_model_dir: Path, tmp_path: Path
+):
+    small = ("max_level=1", "max_tokens=3", "sft_steps=1", "sft_batch=1", "rl_prompts=1", "rl_samples=2")
+    settings = (f"model={MODEL_NAME}", f"model_dir={tiny_model_dir}", "steps=1", "eval_questions=1", "eval_samples=1")
+    done = begin(tmp_path, {"text_to_sql": (*settings, *small)}, **variables_of(server))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert {"before", "after_sft", "after"} <= result(tmp_path / "text_to_sql").keys()
+    assert "log-probabilities are the same as the server's" in " ".join(done.stdout.split())
+
+
 def test_a_recipe_is_the_program_of_a_study(server: LiveServer, tiny_model_dir: Path, tmp_path: Path):
     params = {"model": MODEL_NAME, "model_dir": str(tiny_model_dir), "steps": 2, "batch": 2, "learning_rate": 2e-4}
     (tmp_path / "params.json").write_text(json.dumps({"params": params, "seed": 3, "project_id": None}))
