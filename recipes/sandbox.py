@@ -123,12 +123,24 @@ def serve() -> None:
     imported = importlib.import_module(module)
     getattr(imported, "prepare", lambda: None)()
     function = getattr(imported, function_name)
+    _check_boundary(limits)
     replies.write('{"ready": true}\n')
     replies.flush()
     for line in sys.stdin:
         outcome = _run_child(function, json.loads(line), limits)
         replies.write(json.dumps(asdict(outcome)) + "\n")
         replies.flush()
+
+
+def _check_boundary(limits: Limits) -> None:
+    """Try the boundary before anything is trusted to it: a kernel may refuse the filter."""
+
+    def open_a_file(_job: Any) -> None:
+        os.close(os.open(os.devnull, os.O_RDONLY))
+
+    outcome = _run_child(open_a_file, None, limits)
+    if outcome.ending != "failed" or not str(outcome.value).startswith("PermissionError"):
+        raise SandboxUnavailable(f"this kernel does not close a process: opening a file ended as {outcome}")
 
 
 def _run_child(function: Callable[[Any], Any], job: Any, limits: Limits) -> Outcome:
