@@ -12,7 +12,7 @@ setup: .venv/.ready
 	@scripts/setup.sh
 
 demo: setup  ## fetch a real model, serve it, teach it SQL; FULL=1 runs the recorded size
-	@$(PYTHON_BIN)/python examples/demo.py $(if $(FULL),--full)
+	@$(PYTHON_BIN)/python -m recipes.demo $(if $(FULL),--full)
 
 postgres:
 	@scripts/postgres.sh

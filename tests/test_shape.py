@@ -17,7 +17,7 @@ EXEMPT_FUNCTIONS: dict[str, str] = {}
 
 
 def python_files() -> Iterator[Path]:
-    for folder in ("src", "tests", "bench", "examples", "scripts"):
+    for folder in ("src", "tests", "bench", "examples", "recipes", "scripts"):
         yield from sorted((ROOT / folder).rglob("*.py"))
 
 

@@ -1,0 +1,1 @@
+"""Training loops over the SDK, one directory each."""

@@ -1,0 +1,1 @@
+"""Supervised fine-tuning: pig latin, letter by letter."""
