@@ -4,7 +4,7 @@ PYTHON_BIN := .venv/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 PYTEST := $(PYTHON_BIN)/python -m pytest
 
-.PHONY: demo postgres promtool test test-all test-cookbook test-sdk-matrix sdk-coverage check docs golden bench bench-report setup format clean
+.PHONY: demo postgres promtool chromium test test-all test-cookbook test-sdk-matrix sdk-coverage check docs golden bench bench-report setup format clean
 
 setup: .venv/.ready
 
@@ -20,10 +20,13 @@ postgres:
 promtool:
 	@scripts/promtool.sh
 
-test: setup postgres promtool  ## everything that takes less than a minute each, two files at a time
+chromium:
+	@scripts/chromium.sh
+
+test: setup postgres promtool chromium  ## everything that takes less than a minute each, two files at a time
 	$(PYTEST) -q -n 2 --dist loadfile
 
-test-all: setup postgres promtool  ## the slow ones too
+test-all: setup postgres promtool chromium  ## the slow ones too
 	$(PYTEST) -q -m "not gpu"
 
 test-cookbook: setup  ## tinker-cookbook's recipes, unmodified and offline; writes their table in docs/cookbook.md

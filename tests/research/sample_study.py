@@ -105,7 +105,7 @@ def write_attempt(
     quality = 0.86 - 0.17 * (math.log10(rate) + 3.7) ** 2 + 0.015 * (math.log2(float(params["rank"])) - 3)
     quality += {"importance_sampling": 0.0, "ppo": 0.03, "cispo": 0.05}[str(loss)] + draw.gauss(0, 0.012)
     quality -= 0.12 * (float(params["temperature"]) - 0.95) ** 2
-    fails, stops = is_over and number % 13 == 5, is_over and quality < 0.66 and not is_promotion and number > 1
+    fails, stops = is_over and number % 13 == 5, is_over and quality < 0.72 and not is_promotion and number > 1
     share = 0.5 if fails else 0.33 if stops else 1.0 if is_over else 0.6
     last = int(num_reports * share)
     log: list[str] = [f"attempt {number}: {json.dumps(params)}"]

@@ -1,7 +1,6 @@
 """The pages of studies as an ASGI app that can be mounted at any path: all of its URLs are relative."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from openrl.errors import BadValue, NotFound, OpenRLError
 from openrl.gateway.errors import printable, status_of
 from openrl.research.pages.assets import MEDIA_TYPES, asset_names, read_asset
 from openrl.research.pages.follower import Cursor
-from openrl.research.pages.library import Library
+from openrl.research.pages.library import Library, as_json
 
 MAX_ATTEMPT = 10**9
 POLICY = (
@@ -74,8 +73,9 @@ class _Pages:
         tag = f'"{self._library.version(name)}"'
         if request.headers.get("If-None-Match") == tag:
             return Response(status_code=304, headers={**HEADERS, "ETag": tag})
-        content = json.dumps(self._library.study(name, after), allow_nan=False, separators=(",", ":"))
-        return Response(content, media_type="application/json", headers={**HEADERS, "ETag": tag})
+        return Response(
+            self._library.study(name, after), media_type="application/json", headers={**HEADERS, "ETag": tag}
+        )
 
     def findings(self, request: Request) -> Response:
         return _json(request, self._library.findings(request.path_params["study"]))
@@ -88,7 +88,7 @@ class _Pages:
 
 
 def _json(request: Request, content: Mapping[str, object]) -> Response:
-    return _tagged(request, json.dumps(content, allow_nan=False, separators=(",", ":")), "application/json")
+    return _tagged(request, as_json(content), "application/json")
 
 
 def _tagged(request: Request, content: str, media_type: str) -> Response:

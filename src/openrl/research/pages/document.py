@@ -1,14 +1,13 @@
 """A study's report as one HTML file that needs nothing beside it."""
 
 import html
-import json
 from pathlib import Path
 
 from openrl.research.journal import StudyState
 from openrl.research.pages.assets import content_hash, joined_script, read_asset
 from openrl.research.pages.attempt_files import attempt_files
-from openrl.research.pages.library import importances
-from openrl.research.pages.view import attempt_views, findings_view, study_view
+from openrl.research.pages.library import as_json, importances
+from openrl.research.pages.view import attempt_view, findings_view, study_view
 from openrl.research.report import markdown_report
 from openrl.research.study import Study
 
@@ -20,13 +19,13 @@ def html_report(directory: Path, study: Study, state: StudyState, gpu_hour_price
     is_running = any(each.state == "running" for each in state.attempts.values())
     data = {
         "study": study_view(study, state, is_running=is_running, gpu_hour_price=gpu_hour_price),
-        "attempts": attempt_views(study, state.attempts.values()),
+        "attempts": [attempt_view(study, each) for _, each in sorted(state.attempts.items())],
         "findings": findings_view(study, state, importances(study, state)),
         "files": {number: attempt_files(directory, number, _LOG_BYTES) for number in sorted(state.attempts)},
         "markdown": markdown_report(study, state),
     }
     # Within a script element only "<" could end the text.
-    content = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    content = as_json(data).replace("<", "\\u003c")
     style, script = read_asset("page.css"), joined_script()
     policy = f"default-src 'none'; script-src {content_hash(script)}; style-src {content_hash(style)}; img-src data:"
     return (

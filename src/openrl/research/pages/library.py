@@ -1,15 +1,17 @@
 """Finds the studies of a directory and answers what the pages ask about them."""
 
+import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 from openrl.errors import InvalidRequest, NotFound
-from openrl.research.journal import ENDED, StudyState
+from openrl.research.journal import ENDED, AttemptRecord, StudyState
 from openrl.research.pages.attempt_files import attempt_files
 from openrl.research.pages.follower import Cursor, Follower
-from openrl.research.pages.view import attempt_views, findings_view, study_view
+from openrl.research.pages.view import attempt_view, findings_view, study_view
 from openrl.research.study import STUDY_FILE, Study
 
 
@@ -26,6 +28,7 @@ class Library:
         self._price = gpu_hour_price
         self._followers: dict[str, Follower] = {}
         self._findings: dict[str, tuple[tuple[object, ...], Mapping[str, object]]] = {}
+        self._texts: dict[str, dict[int, tuple[AttemptRecord, str]]] = {}  # of attempts as they were last asked for
         self._lock = threading.Lock()
 
     def studies(self) -> list[dict[str, object]]:
@@ -49,27 +52,24 @@ class Library:
             follower = self._read(name)
             return f"{follower.cursor}-{'running' if follower.is_running else 'still'}"
 
-    def study(self, name: str, after: Cursor | None) -> dict[str, object]:
-        """The study, with those attempts that changed since `after`."""
+    def study(self, name: str, after: Cursor | None) -> str:
+        """JSON of the study, with those attempts that changed since `after`."""
         with self._lock:
             follower = self._read(name)
             state, changed = follower.state, follower.changed_since(after)
             shown = state.attempts.values() if changed is None else [state.attempts[each] for each in changed]
-            return {
-                "cursor": str(follower.cursor),
-                "is_whole": changed is None,
-                "study": study_view(
-                    follower.study, state, is_running=follower.is_running, gpu_hour_price=self._price
-                ),
-                "attempts": attempt_views(follower.study, shown),
-            }  # fmt: skip
+            view = study_view(follower.study, state, is_running=follower.is_running, gpu_hour_price=self._price)
+            known = self._texts.setdefault(name, {})
+            texts = [_attempt_text(follower.study, each, known) for each in sorted(shown, key=lambda each: each.number)]
+            head = {"cursor": str(follower.cursor), "is_whole": changed is None, "study": view}
+            return f'{as_json(head)[:-1]},"attempts":[{",".join(texts)}]}}'
 
     def findings(self, name: str) -> Mapping[str, object]:
         """Computed anew when another attempt has ended."""
         with self._lock:
             follower = self._read(name)
             study, state = follower.study, follower.state
-            ended = (follower.cursor.origin, *(each.number for each in state.attempts.values() if each.state in ENDED))
+            ended = (follower.cursor.origin, *_results(study, state))
             known = self._findings.get(name)
         if known is None or known[0] != ended:
             known = (ended, findings_view(study, state, importances(study, state)))
@@ -99,6 +99,31 @@ class Library:
         return follower
 
 
+def as_json(content: object) -> str:
+    """Compact, and without what JSON has no words for."""
+    return json.dumps(content, allow_nan=False, separators=(",", ":"))
+
+
+def _attempt_text(study: Study, attempt: AttemptRecord, known: dict[int, tuple[AttemptRecord, str]]) -> str:
+    """Records are replaced when they change, so the same record has the same text."""
+    last = known.get(attempt.number)
+    if last is None or last[0] is not attempt:
+        last = known[attempt.number] = (attempt, as_json(attempt_view(study, attempt)))
+    return last[1]
+
+
+def _results(study: Study, state: StudyState) -> Iterator[tuple[object, ...]]:
+    """What findings are made from."""
+    for each in state.attempts.values():
+        if each.state in ENDED:
+            final = study.final_metric or study.metric
+            yield each.number, each.state, each.value(study.metric), each.value(final)
+
+
+def _last_report(study: Study, attempt: AttemptRecord) -> tuple[tuple[int, Mapping[str, float]], ...]:
+    return tuple(report for report in attempt.reports if study.metric in report[1])[-1:]
+
+
 def importances(study: Study, state: StudyState) -> dict[str, float]:
     """Of parameters, in shares of 1; none where Optuna is not installed."""
     if find_spec("optuna") is None:
@@ -106,5 +131,8 @@ def importances(study: Study, state: StudyState) -> dict[str, float]:
     from openrl.research.proposer import Proposer  # noqa: PLC0415  (needs the extra `research`)
 
     proposer = Proposer(study)
-    proposer.restore(state.attempts)
+    # The last value is all that counts here: the steps before it would take Optuna seconds.
+    proposer.restore(
+        {number: replace(each, reports=_last_report(study, each)) for number, each in state.attempts.items()}
+    )
     return proposer.importances()

@@ -1,7 +1,7 @@
 """A study as the JSON that its page draws."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from openrl.research.evidence import Comparison, Entry, compare, entries
 from openrl.research.journal import ENDED, AttemptRecord, StudyState
@@ -48,11 +48,6 @@ def study_state(state: StudyState, *, is_running: bool) -> str:
     return "ended" if all(each.state in ENDED for each in state.attempts.values()) else "interrupted"
 
 
-def attempt_views(study: Study, attempts: Iterable[AttemptRecord]) -> list[dict[str, object]]:
-    """Attempts with their reports, by number."""
-    return [_attempt(study, each) for each in sorted(attempts, key=lambda each: each.number)]
-
-
 def findings_view(study: Study, state: StudyState, importances: Mapping[str, float]) -> dict[str, object]:
     """The best against the defaults, and what mattered."""
     found = compare(study, list(state.attempts.values()))
@@ -68,7 +63,8 @@ def _axis(name: str, space: Choice | Range) -> dict[str, object]:
     return {"name": name, "kind": "range", "low": space.low, "high": space.high, "log": space.log}
 
 
-def _attempt(study: Study, each: AttemptRecord) -> dict[str, object]:
+def attempt_view(study: Study, each: AttemptRecord) -> dict[str, object]:
+    """An attempt with its reports."""
     names = dict.fromkeys(name for _, values in each.reports for name in values)
     return {
         "number": each.number,

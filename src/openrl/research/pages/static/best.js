@@ -1,10 +1,10 @@
 // The chart of the best value so far, over attempts or GPU-seconds.
 
-import { card, choices, hideTip, responsive, showTip, svg } from "./dom.js";
+import { card, choices, hideTip, markShapes, responsive, showTip, svg } from "./dom.js";
 import { attemptLines, count, number } from "./format.js";
 import { linear, robustDomain, ticks } from "./scales.js";
 
-const BEST_HEIGHT = 290;
+const BEST_HEIGHT = 320;
 const BEST_MARGIN = { top: 10, right: 12, bottom: 38, left: 56 };
 
 export function bestChart(actions) {
@@ -23,7 +23,7 @@ export function bestChart(actions) {
       control.hidden = !next.study.used.gpu_seconds;
       redraw();
     },
-    mark: (isOn) => dots.forEach((dot, each) => dot.classList.toggle("on", isOn(each))),
+    mark: (...how) => markShapes(dots, ...how),
   };
 }
 
@@ -59,6 +59,8 @@ function drawBest(model, over, width, dots, actions) {
     const path = steps.map((each, i) => (i ? `H${x(each[over])}V${clamp(each.best)}` : `M${x(each[over])} ${clamp(each.best)}`)).join("");
     root.append(svg("path", { class: "best-line", d: `${path}H${width - right}` }));
   }
+  const group = svg("g");
+  root.append(group);
   dots.clear();
   for (const each of points.filter((point) => point.attempt.value !== null)) {
     const dot = svg("circle", {
@@ -69,7 +71,7 @@ function drawBest(model, over, width, dots, actions) {
     });
     dot.style.setProperty("--t", `${Math.round(model.good(each.attempt.value) * 100)}%`);
     dots.set(each.attempt.number, dot);
-    root.append(dot);
+    group.append(dot);
   }
   if (reference !== null) {
     root.append(svg("text", { class: "axis-name halo", x: left + 6, y: clamp(reference) + 16 }, `defaults ${number(reference)}`));

@@ -1,14 +1,15 @@
 // Every attempt's reports by step, one over another.
 
-import { card, el, hideTip, responsive, showTip, svg } from "./dom.js";
+import { card, el, hideTip, markShapes, responsive, showTip, svg } from "./dom.js";
 import { attemptLines, number } from "./format.js";
 import { linear, robustDomain } from "./scales.js";
 import { frame, nothing } from "./best.js";
-import { legend, markLines } from "./parallel.js";
+import { legend } from "./parallel.js";
 
 const CURVES_HEIGHT = 300;
 const CURVES_MARGIN = { top: 10, right: 12, bottom: 38, left: 56 };
 const NEAR_PX = 24;
+const MOST_POINTS = 30000; // of all lines together; more are not told apart
 
 export function curvesChart(actions) {
   let model = null;
@@ -28,7 +29,7 @@ export function curvesChart(actions) {
       metric.value = name;
       redraw();
     },
-    mark: (isOn, isAny) => markLines(lines, isOn, isAny),
+    mark: (...how) => markShapes(lines, ...how),
   };
 }
 
@@ -59,12 +60,14 @@ function drawCurves(model, name, smoothing, width, lines, actions) {
   const group = svg("g", { "clip-path": `url(#${id})` });
   const rank = (attempt) => (attempt.value === null ? 0 : model.good(attempt.value));
   curves.sort((a, b) => rank(a.attempt) - rank(b.attempt));
+  const every = Math.ceil(curves.reduce((sum, each) => sum + each.steps.length, 0) / MOST_POINTS);
   lines.clear();
   for (const each of curves) {
     const isOut = model.shown && !model.shown.has(each.attempt.number);
     each.points = each.values.flatMap((value, i) => (value === null ? [] : [[x(each.steps[i]), y(value), i]]));
-    const d = each.points.map(([px, py], i) => `${i ? "L" : "M"}${px.toFixed(1)} ${py.toFixed(1)}`).join("");
-    const line = svg("path", { class: `line${isOut ? " out" : ""}`, d: each.points.length === 1 ? `${d}h2` : d });
+    const drawn = each.points.filter((_, i) => i % every === 0 || i === each.points.length - 1);
+    const d = drawn.map(([px, py], i) => `${i ? "L" : "M"}${px.toFixed(1)} ${py.toFixed(1)}`).join("");
+    const line = svg("path", { class: `line${isOut ? " out" : ""}`, d: drawn.length === 1 ? `${d}h2` : d });
     line.style.setProperty("--t", `${Math.round(rank(each.attempt) * 100)}%`);
     lines.set(each.attempt.number, line);
     group.append(line);

@@ -1,6 +1,6 @@
 // The drawer of what is selected: parameters side by side, log, patch.
 
-import { el } from "./dom.js";
+import { breakable, el, pickColour } from "./dom.js";
 import { count, duration, number, parameter } from "./format.js";
 
 const MOST_PATCH_LINES = 5000;
@@ -38,7 +38,7 @@ export function detailDrawer(actions, source) {
   };
 }
 
-function summary(attempt) {
+function summary(attempt, place) {
   const facts = [
     `seed ${attempt.seed}`,
     attempt.steps.length ? `${count(attempt.steps.at(-1))} steps` : "no report",
@@ -47,7 +47,7 @@ function summary(attempt) {
     attempt.ended_at ? duration(attempt.ended_at - attempt.started_at) : null,
   ].filter(Boolean);
   return el("p", { class: "summary" },
-    el("strong", {}, `${attempt.number} `), el("span", { class: `state ${attempt.state}` }, attempt.state), ` ${facts.join(" · ")}`,
+    picked("strong", `${attempt.number} `, place), el("span", { class: `state ${attempt.state}` }, attempt.state), ` ${facts.join(" · ")}`,
     attempt.reason ? el("span", { class: "reason" }, attempt.reason) : null);
 }
 
@@ -61,12 +61,19 @@ function comparison(chosen, study) {
     return { name, values, differs: compared.some((each) => each !== compared[0]) };
   }).sort((a, b) => b.differs - a.differs);
   const results = [[study.metric, (each) => each.value], ...(study.final_metric ? [[study.final_metric, (each) => each.final_value]] : [])];
-  return el("table", { class: "params" },
+  return el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Parameters" }, el("table", { class: "params" },
     el("caption", {}, chosen.length > 1 ? "What differs between them comes first" : withDefaults ? "What differs from the defaults comes first" : "Parameters"),
-    el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "parameter"), withDefaults ? el("th", { scope: "col" }, "default") : null, ...chosen.map((each) => el("th", { scope: "col" }, `attempt ${each.number}`)))),
+    el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "parameter"), withDefaults ? el("th", { scope: "col" }, "default") : null, ...chosen.map((each, place) => picked("th", `attempt ${each.number}`, place)))),
     el("tbody", {},
-      ...rows.map((row) => el("tr", { class: row.differs ? "differs" : "same" }, el("th", { scope: "row" }, row.name), withDefaults ? el("td", {}, parameter(study.defaults[row.name])) : null, ...row.values.map((value) => el("td", { class: row.differs && !(withDefaults && value === study.defaults[row.name]) ? "changed" : "" }, parameter(value))))),
-      ...results.map(([name, of]) => el("tr", { class: "result" }, el("th", { scope: "row" }, name), withDefaults ? el("td") : null, ...chosen.map((each) => el("td", {}, number(of(each))))))));
+      ...rows.map((row) => el("tr", { class: row.differs ? "differs" : "same" }, el("th", { scope: "row" }, breakable(row.name)), withDefaults ? el("td", {}, breakable(parameter(study.defaults[row.name]))) : null, ...row.values.map((value) => el("td", { class: row.differs && !(withDefaults && value === study.defaults[row.name]) ? "changed" : "" }, breakable(parameter(value)))))),
+      ...results.map(([name, of]) => el("tr", { class: "result" }, el("th", { scope: "row" }, breakable(name)), withDefaults ? el("td") : null, ...chosen.map((each) => el("td", {}, number(of(each)))))))));
+}
+
+// In the colour that the attempt has in the charts.
+function picked(tag, text, place) {
+  const element = el(tag, { class: "picked", scope: tag === "th" ? "col" : null }, text);
+  element.style.setProperty("--pick", pickColour(place));
+  return element;
 }
 
 function section(attempt, files) {

@@ -42,6 +42,11 @@ export function card(title, controls, ...content) {
   return el("section", { class: "card", "aria-label": title }, el("header", {}, el("h2", {}, title), ...controls), ...content);
 }
 
+// Long names may break after an underscore.
+export function breakable(text) {
+  return text.split(/(?<=_)/).flatMap((part, i) => (i ? [document.createElement("wbr"), part] : [part]));
+}
+
 // A row of buttons of which one is pressed.
 export function choices(label, options, chosen, choose) {
   const group = el("div", { class: "choices", role: "group", "aria-label": label });
@@ -55,6 +60,21 @@ export function choices(label, options, chosen, choose) {
   }
   press(chosen);
   return group;
+}
+
+// Puts hovered and selected attempts before the others; each selected one has a colour of its own.
+export function markShapes(shapes, isOn, isAny, selection) {
+  shapes.forEach((shape, each) => {
+    const on = isOn(each);
+    if (on && !shape.classList.contains("on")) shape.parentNode.append(shape);
+    shape.classList.toggle("on", on);
+    shape.classList.toggle("faded", isAny && !on);
+    if (on) shape.style.setProperty("--pick", pickColour(selection.indexOf(each)));
+  });
+}
+
+export function pickColour(place) {
+  return `var(--pick-${place < 0 ? "hover" : place})`;
 }
 
 const tip = el("div", { class: "tip", role: "status", hidden: true });

@@ -1,6 +1,6 @@
 // Parallel coordinates: one line an attempt through its parameters to its value; dragging along an axis filters.
 
-import { card, el, hideTip, responsive, showTip, svg } from "./dom.js";
+import { card, el, hideTip, markShapes, responsive, showTip, svg } from "./dom.js";
 import { attemptLines, number } from "./format.js";
 import { linear, parameterAxis, robustDomain, ticks } from "./scales.js";
 import { nothing } from "./best.js";
@@ -31,15 +31,8 @@ export function parallelChart(actions) {
       box.style.minWidth = `${(next.study.space.length + 1) * AXIS_WIDTH}px`;
       changed();
     },
-    mark: (isOn, isAny) => markLines(lines, isOn, isAny),
+    mark: (...how) => markShapes(lines, ...how),
   };
-}
-
-export function markLines(lines, isOn, isAny) {
-  lines.forEach((line, each) => {
-    line.classList.toggle("on", isOn(each));
-    line.classList.toggle("faded", isAny && !isOn(each));
-  });
 }
 
 export function legend() {
@@ -76,6 +69,8 @@ function drawParallel(model, width, lines, brushes, changed, actions) {
   const y = linear([0, 1], [PARALLEL_HEIGHT - bottom, top]);
   const root = svg("svg", { width, height: PARALLEL_HEIGHT, role: "img", "aria-label": `${model.list.length} attempts over ${axes.map((axis) => axis.name).join(", ")}` });
   const shown = within(model, brushes);
+  const group = svg("g");
+  root.append(group);
   lines.clear();
   const rank = (each) => (each.value === null ? -1 : model.good(each.value));
   for (const attempt of [...model.list].sort((a, b) => rank(a) - rank(b))) {
@@ -90,7 +85,7 @@ function drawParallel(model, width, lines, brushes, changed, actions) {
     });
     line.style.setProperty("--t", `${Math.round(Math.max(0, rank(attempt)) * 100)}%`);
     lines.set(attempt.number, line);
-    root.append(line);
+    group.append(line);
   }
   axes.forEach((axis, i) => root.append(drawAxis(axis, x(i), y, brushes, changed, i === axes.length - 1)));
   if (!model.list.length) root.append(nothing(width, PARALLEL_HEIGHT, "No attempt has begun yet"));

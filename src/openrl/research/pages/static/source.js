@@ -41,7 +41,8 @@ export function poll(step, failed) {
   };
 }
 
-// `changed({study, attempts, findings})` is called at once and whenever the journal has grown; returns how to stop.
+// Calls `changed` with study and attempts, at once and whenever the journal has grown, and with findings when they are
+// known; with null where nothing is new. `follow` returns how to stop.
 export class LiveStudy {
   constructor(id) {
     this.path = `api/v1/studies/${encodeURIComponent(id)}`;
@@ -53,7 +54,6 @@ export class LiveStudy {
   follow(changed, failed) {
     let cursor = null;
     let tag = null;
-    let findings = null;
     let numEnded = -1;
     const step = async () => {
       const query = cursor === null ? "" : `?after=${cursor}`;
@@ -61,12 +61,11 @@ export class LiveStudy {
       if (content === null) return changed(null);
       if (content.is_whole) this.attempts = new Map();
       for (const each of content.attempts) this.attempts.set(each.number, each);
-      changed({ study: content.study, attempts: this.attempts, findings });
+      changed({ study: content.study, attempts: this.attempts });
       const ended = [...this.attempts.values()].filter((each) => each.ended_at !== null && each.state !== "running").length;
       if (ended !== numEnded || content.is_whole) {
-        findings = (await ask(`${this.path}/findings`)).content;
+        changed({ findings: (await ask(`${this.path}/findings`)).content });
         numEnded = ended;
-        changed({ study: content.study, attempts: this.attempts, findings });
       }
       [cursor, tag] = [content.cursor, reply.headers.get("ETag")];
     };

@@ -48,7 +48,7 @@ export function showStudy(root, source, selected, onSelect) {
   const [parallel, curves, table] = [parallelChart(actions), curvesChart(actions), attemptTable(actions)];
   const drawer = detailDrawer(actions, source);
   const marked = [best, parallel, curves, table];
-  const views = [head, best, findings, curves, table, parallel, drawer];
+  const views = [head, best, curves, table, parallel, drawer];
   const text = source.markdown === null ? null : el("details", { class: "card markdown" }, el("summary", {}, "Report as text"), el("pre", { tabindex: 0 }, source.markdown));
   root.replaceChildren(el("main", {}, head.element, el("div", { class: "pair" }, best.element, findings.element), parallel.element, curves.element, table.element, text), drawer.element);
   const onKey = (event) => event.key === "Escape" && actions.clear();
@@ -57,6 +57,8 @@ export function showStudy(root, source, selected, onSelect) {
     head.fail(null);
     if (news === null) return;
     Object.assign(model, news);
+    if (news.findings) findings.update(model);
+    if (!news.study) return;
     model.list = [...news.attempts.values()].sort((a, b) => a.number - b.number);
     model.good = goodness(model.list, news.study.goal);
     document.title = `${news.study.name} – ${news.study.state}`;

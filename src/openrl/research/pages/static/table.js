@@ -3,7 +3,7 @@
 import { card, el } from "./dom.js";
 import { count, digits, duration, parameter } from "./format.js";
 
-const SWATCH = "swatch";
+const MOST_ROWS = 200; // until somebody asks for all
 
 export function attemptTable(actions) {
   const rows = new Map(); // by attempt: its row, and what the row shows
@@ -13,15 +13,19 @@ export function attemptTable(actions) {
   const head = el("tr");
   const body = el("tbody");
   const table = el("table", { class: "attempts" }, el("thead", {}, head), body);
+  let isWhole = false;
   const note = el("span", { class: "note" });
+  const all = el("button", { type: "button", hidden: true, click: () => ((isWhole = true), render()) });
   const render = () => {
     const shown = model.list.filter((each) => !model.shown || model.shown.has(each.number)).sort(order(columns, sort));
     note.textContent = shown.length === model.list.length ? "Select up to four to compare" : `${shown.length} of ${model.list.length}`;
-    const wanted = shown.map((each) => keep(rows, each, columns, model, actions));
+    all.hidden = isWhole || shown.length <= MOST_ROWS;
+    all.textContent = `Show all ${shown.length}`;
+    const wanted = shown.slice(0, all.hidden ? shown.length : MOST_ROWS).map((each) => keep(rows, each, columns, model, actions));
     if (wanted.length !== body.children.length || wanted.some((row, i) => body.children[i] !== row)) body.replaceChildren(...wanted);
   };
   return {
-    element: card("Attempts", [note], el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Table of attempts" }, table)),
+    element: card("Attempts", [note], el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Table of attempts" }, table), all),
     update(next) {
       model = next;
       const found = columnsOf(next);
@@ -125,7 +129,7 @@ function cellOf(column, text, attempt, good, actions) {
   }
   const cell = el("td", { class: column.isNumber ? "num" : "text", title: text.length > 24 ? text : null }, text);
   if (column.key === "value" && good !== null) {
-    const swatch = el("span", { class: SWATCH, "aria-hidden": "true" });
+    const swatch = el("span", { class: "swatch", "aria-hidden": "true" });
     swatch.style.setProperty("--t", `${good}%`);
     cell.prepend(swatch);
   }
