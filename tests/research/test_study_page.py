@@ -119,8 +119,11 @@ def test_selected_attempts_show_log_patch_and_what_differs(browser: Browser, url
         expect(drawer.get_by_label("Log of attempt 4", exact=True)).to_be_visible()
         differs = drawer.locator(".params tr.differs").all_inner_texts()
         assert any("rate" in each for each in differs)
-        assert page.locator("path.line.on").count() == 4  # in two charts
+        page.mouse.move(1, 1)  # what lies under the pointer is marked too
+        expect(page.locator("path.line.on")).to_have_count(4)  # in two charts
         assert page.url.endswith("#/math?9,4")
+        page.set_viewport_size({"width": 1000, "height": 900})  # drawn anew, still marked
+        expect(page.get_by_label("Curves", exact=True).locator("path.line.on")).to_have_count(2)
         page.keyboard.press("Escape")
         expect(drawer).to_be_hidden()
         assert not visited.complaints

@@ -11,7 +11,7 @@ export function bestChart(actions) {
   let model = null;
   let over = "attempts";
   const dots = new Map();
-  const { box, redraw } = responsive("Best value so far", (width) => model && drawBest(model, over, width, dots, actions));
+  const { box, redraw } = responsive("Best value so far", (width) => model && drawBest(model, over, width, dots, actions), actions.mark);
   const control = choices("Over", [["attempts", "Attempts"], ["gpu", "GPU-seconds"]], over, (key) => {
     over = key;
     redraw();

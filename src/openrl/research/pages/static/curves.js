@@ -16,7 +16,7 @@ export function curvesChart(actions) {
   let name = null;
   let smoothing = 0;
   const lines = new Map();
-  const { box, redraw } = responsive("Curves", (width) => model && drawCurves(model, name, smoothing, width, lines, actions));
+  const { box, redraw } = responsive("Curves", (width) => model && drawCurves(model, name, smoothing, width, lines, actions), actions.mark);
   const metric = el("select", { "aria-label": "Metric of the curves", change: () => ((name = metric.value), redraw()) });
   const smooth = el("input", { type: "range", min: 0, max: 0.95, step: 0.05, value: 0, "aria-label": "Smoothing", input: () => ((smoothing = Number(smooth.value)), redraw()) });
   return {

@@ -20,12 +20,15 @@ function fill(element, attributes, children) {
 }
 
 // A drawing that is made anew when its box changes; `draw(width)` returns the element, or null while there is nothing to draw.
-export function responsive(label, draw) {
+// `drawn` is called after it.
+export function responsive(label, draw, drawn = () => {}) {
   const box = el("div", { class: "chart" });
   let width = 0;
   const redraw = () => {
     const drawing = width > 0 ? draw(width) : null;
-    if (drawing) box.replaceChildren(drawing);
+    if (!drawing) return;
+    box.replaceChildren(drawing);
+    drawn();
   };
   new ResizeObserver(([entry]) => {
     const found = Math.floor(entry.contentRect.width);

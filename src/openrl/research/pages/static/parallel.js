@@ -14,7 +14,7 @@ export function parallelChart(actions) {
   let model = null;
   const lines = new Map();
   const brushes = new Map(); // by axis: lowest and highest place, in 0..1
-  const { box, redraw } = responsive("Parallel coordinates", (width) => model && drawParallel(model, width, lines, brushes, changed, actions));
+  const { box, redraw } = responsive("Parallel coordinates", (width) => model && drawParallel(model, width, lines, brushes, changed, actions), actions.mark);
   const clear = el("button", { type: "button", hidden: true, click: () => (brushes.clear(), changed()) }, "Show all");
   const note = el("span", { class: "note" });
   const changed = () => {

@@ -16,6 +16,7 @@ const MOST_SELECTED = 4;
 export function showStudy(root, source, selected, onSelect) {
   const model = { study: null, attempts: new Map(), list: [], findings: null, selection: selected, shown: null, good: null };
   let hovered = null;
+  let marked = [];
   const mark = () => {
     const isOn = (each) => each === hovered || model.selection.includes(each);
     const isAny = hovered !== null || model.selection.length > 0;
@@ -28,6 +29,7 @@ export function showStudy(root, source, selected, onSelect) {
     mark();
   };
   const actions = {
+    mark,
     hover: (each) => ((hovered = each), mark()),
     select: (each) => {
       choose(model.selection.length === 1 && model.selection[0] === each ? [] : [each]);
@@ -47,7 +49,7 @@ export function showStudy(root, source, selected, onSelect) {
   const [head, best, findings] = [overview(), bestChart(actions), findingsPanel()];
   const [parallel, curves, table] = [parallelChart(actions), curvesChart(actions), attemptTable(actions)];
   const drawer = detailDrawer(actions, source);
-  const marked = [best, parallel, curves, table];
+  marked = [best, parallel, curves, table];
   const views = [head, best, curves, table, parallel, drawer];
   const text = source.markdown === null ? null : el("details", { class: "card markdown" }, el("summary", {}, "Report as text"), el("pre", { tabindex: 0 }, source.markdown));
   root.replaceChildren(el("main", {}, head.element, el("div", { class: "pair" }, best.element, findings.element), parallel.element, curves.element, table.element, text), drawer.element);
