@@ -4,7 +4,7 @@ PYTHON_BIN := .venv/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 PYTEST := $(PYTHON_BIN)/python -m pytest
 
-.PHONY: demo postgres promtool namespaces crds test test-all test-cookbook test-sdk-matrix sdk-coverage check docs golden bench bench-report setup format clean
+.PHONY: demo postgres promtool namespaces crds chromium test test-all test-cookbook test-sdk-matrix sdk-coverage check docs golden bench bench-report setup format clean
 
 setup: .venv/.ready
 
@@ -26,10 +26,13 @@ namespaces:
 crds: setup
 	@scripts/crds.sh
 
-test: setup postgres promtool namespaces crds  ## everything that takes less than a minute each, two files at a time
+chromium:
+	@scripts/chromium.sh
+
+test: setup postgres promtool namespaces crds chromium  ## everything that takes less than a minute each, two files at a time
 	$(PYTEST) -q -n 2 --dist loadfile
 
-test-all: setup postgres promtool namespaces crds  ## the slow ones too
+test-all: setup postgres promtool namespaces crds chromium  ## the slow ones too
 	$(PYTEST) -q -m "not gpu"
 
 test-cookbook: setup  ## tinker-cookbook's recipes, unmodified and offline; writes their table in docs/cookbook.md

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from openrl.cli.research_pages import PriceOption, serve
 from openrl.cli.tables import print_table
 from openrl.errors import InvalidRequest
 from openrl.research.journal import ENDED, Journal, StudyState, read_state
@@ -21,6 +22,7 @@ from openrl.research.template import TEMPLATE
 from openrl.telemetry.logs import configure_logs
 
 research_app = typer.Typer(help="Many attempts at one question: proposed, run at once, compared.", no_args_is_help=True)
+research_app.command()(serve)
 
 DirectoryArgument = Annotated[Path, typer.Argument(help="The study's directory.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON in place of a table.")]
@@ -100,12 +102,24 @@ def show(directory: DirectoryArgument, number: Annotated[int, typer.Argument(hel
 
 
 @research_app.command()
-def report(directory: DirectoryArgument) -> None:
-    """What the study found, as Markdown."""
+def report(
+    directory: DirectoryArgument,
+    html: Annotated[Path | None, typer.Option(help="Write the page of the study to this file instead.")] = None,
+    gpu_hour_price: PriceOption = None,
+) -> None:
+    """What the study found, as Markdown, or as one HTML file that needs nothing beside it."""
     _check_extra()
-    from openrl.research.report import markdown_report  # noqa: PLC0415  (needs the extra `research`)
+    from openrl.research.pages.document import html_report  # noqa: PLC0415  (needs the extra `research`)
+    from openrl.research.report import markdown_report  # noqa: PLC0415
 
-    typer.echo(markdown_report(load_study(directory), read_state(directory)), nl=False)
+    study, state = load_study(directory), read_state(directory)
+    if html is None:
+        typer.echo(markdown_report(study, state), nl=False)
+        return
+    if not html.parent.is_dir():
+        raise InvalidRequest(f"{html} cannot be written: {html.parent} is no directory")
+    html.write_text(html_report(directory, study, state, gpu_hour_price), errors="backslashreplace")
+    typer.echo(f"{html} written")
 
 
 def _check_extra() -> None:

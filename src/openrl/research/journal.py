@@ -137,14 +137,14 @@ def read_state(directory: Path) -> StudyState:
     if not path.exists():
         return StudyState()
     state = replay(map(json.loads, _whole_lines(path)))
-    if not _is_running(path):
+    if not is_running(path):
         for number, each in state.attempts.items():
             if each.state == "running":
                 state.attempts[number] = replace(each, state="interrupted")
     return state
 
 
-def _is_running(path: Path) -> bool:
+def is_running(path: Path) -> bool:
     """Whether a runner holds the lock; asking takes none."""
     with path.open("rb") as file:
         answer = fcntl.fcntl(file, fcntl.F_OFD_GETLK, _flock(fcntl.F_WRLCK))

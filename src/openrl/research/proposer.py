@@ -83,7 +83,7 @@ class Proposer:
                     self.end(attempt)
 
     def importances(self) -> dict[str, float]:
-        """How much of the metric's variance each parameter accounts for (fANOVA); empty for too few attempts."""
+        """How much each parameter decides who is among the best (PED-ANOVA), of 1; empty for too few attempts."""
         done = [trial for trial in self._optuna.trials if trial.state == TrialState.COMPLETE]
         if len(done) < 4 or len({trial.value for trial in done}) < 2:
             return {}

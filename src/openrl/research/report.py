@@ -24,7 +24,7 @@ def markdown_report(study: Study, state: StudyState) -> str:
     importances = _importances(study, state)
     if importances:
         rows = [f"| {name} | {share:.0%} |" for name, share in importances.items()]
-        lines += ["## What mattered", "", "| parameter | share of the variance (fANOVA) |", "|---|---|", *rows, ""]
+        lines += ["## What mattered", "", "| parameter | importance (PED-ANOVA) |", "|---|---|", *rows, ""]
     lost = [each for each in attempts if each.state in ("failed", "stopped")]
     if lost:
         rows = [f"| {each.number} | {each.state} | {each.reason} | `{json.dumps(each.params)}` |" for each in lost]
