@@ -47,36 +47,41 @@ class Comparison:
 
 def entries(study: Study, attempts: Iterable[AttemptRecord]) -> list[Entry]:
     """Choices with at least one attempt that was done, best mean first."""
-    by_params: defaultdict[str, list[AttemptRecord]] = defaultdict(list)
+    by_choice: defaultdict[str, list[AttemptRecord]] = defaultdict(list)
     for each in sorted(attempts, key=lambda each: each.number):
         if each.state == "done" and each.value(study.metric) is not None:
-            by_params[repr(sorted(each.params.items()))].append(each)
+            by_choice[each.choice].append(each)
     final = study.final_metric or study.metric
     found = [
         Entry(group[0].params, tuple(group), _values(group, study.metric), _values(group, final))
-        for group in by_params.values()
+        for group in by_choice.values()
     ]
     return sorted(found, key=lambda entry: entry.mean, reverse=study.goal == "maximize")
 
 
-def promoted(study: Study, attempts: Iterable[AttemptRecord]) -> list[Params]:
-    """The best by the first seed, and the defaults, which they are compared to."""
+def is_default(study: Study, attempt: AttemptRecord) -> bool:
+    """Whether it has the default parameters, or the program as it was."""
+    return attempt.params == study.defaults and not attempt.researcher and bool(study.defaults or study.agent)
+
+
+def promoted(study: Study, attempts: Iterable[AttemptRecord]) -> list[AttemptRecord]:
+    """The first attempts of the best by the first seed, and of the defaults, which they are compared to."""
     first = [each for each in attempts if each.seed == study.seeds[0]]
-    best = [entry.params for entry in entries(study, first)[: study.promote]]
-    return best if not study.defaults or study.defaults in best else [*best, dict(study.defaults)]
+    best = [entry.attempts[0] for entry in entries(study, first)[: study.promote]]
+    return best + [each for each in first if is_default(study, each) and each not in best]
 
 
 def compare(study: Study, attempts: Sequence[AttemptRecord]) -> Comparison | None:
     """None without defaults, or where one side has fewer than two seeds on the final split."""
     board = entries(study, attempts)
-    default = next((entry for entry in board if entry.params == study.defaults), None)
+    default = next((entry for entry in board if is_default(study, entry.attempts[0])), None)
     rivals = [entry for entry in board if entry is not default and len(entry.final_values) >= 2]
     if default is None or not rivals or len(default.final_values) < 2:
         return None
     best = rivals[0]  # chosen by the selection split, so the final values are no part of the choice
     sign = 1.0 if study.goal == "maximize" else -1.0
     ours, theirs = sign * np.array(best.final_values), sign * np.array(default.final_values)
-    num_choices = len({repr(sorted(each.params.items())) for each in attempts}) - 1
+    num_choices = len({each.choice for each in attempts if each.has_run}) - 1
     return Comparison(
         best, default, float(ours.mean() - theirs.mean()), bootstrap(ours, theirs),
         min(1.0, welch_p(ours, theirs) * num_choices), num_choices,

@@ -77,7 +77,7 @@ class Proposer:
     def restore(self, attempts: Mapping[int, AttemptRecord]) -> None:
         """Take over what the journal has, in its order."""
         for _, attempt in sorted(attempts.items()):
-            if not attempt.is_promotion:
+            if not attempt.is_promotion and attempt.has_run and attempt.state != "proposing":
                 self.begin(attempt)
                 if attempt.state in ENDED:
                     self.end(attempt)
@@ -85,7 +85,7 @@ class Proposer:
     def importances(self) -> dict[str, float]:
         """How much of the metric's variance each parameter accounts for (fANOVA); empty for too few attempts."""
         done = [trial for trial in self._optuna.trials if trial.state == TrialState.COMPLETE]
-        if len(done) < 4 or len({trial.value for trial in done}) < 2:
+        if not self._study.space or len(done) < 4 or len({trial.value for trial in done}) < 2:
             return {}
         return dict(optuna.importance.get_param_importances(self._optuna))
 

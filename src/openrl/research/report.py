@@ -3,12 +3,14 @@
 import json
 import statistics
 
-from openrl.research.evidence import Comparison, Entry, compare, entries
+from openrl.research.evidence import Comparison, Entry, compare, entries, is_default
 from openrl.research.journal import StudyState
+from openrl.research.kept import kept_numbers, what_and_why
 from openrl.research.proposer import Proposer
 from openrl.research.study import Study
 
 _NUM_SHOWN = 20
+_MAX_WORDS = 1000
 
 
 def markdown_report(study: Study, state: StudyState) -> str:
@@ -25,7 +27,9 @@ def markdown_report(study: Study, state: StudyState) -> str:
     if importances:
         rows = [f"| {name} | {share:.0%} |" for name, share in importances.items()]
         lines += ["## What mattered", "", "| parameter | share of the variance (fANOVA) |", "|---|---|", *rows, ""]
-    lost = [each for each in attempts if each.state in ("failed", "stopped")]
+    if study.agent is not None:
+        lines += ["## What was tried and why", "", *_tried(study, state), ""]
+    lost = [each for each in attempts if each.state in ("failed", "stopped")] if study.agent is None else []
     if lost:
         rows = [f"| {each.number} | {each.state} | {each.reason} | `{json.dumps(each.params)}` |" for each in lost]
         lines += ["## Stopped and failed", "", "| attempt | state | why | parameters |", "|---|---|---|---|", *rows, ""]
@@ -42,7 +46,7 @@ def _summary(study: Study, state: StudyState) -> str:
 
 
 def _table(study: Study, board: list[Entry]) -> list[str]:
-    names = list(study.space)
+    names = list(study.space) or ["researcher: what and why"]
     head = (
         f"| | {study.metric} | seeds | {study.final_metric or study.metric}, final | {' | '.join(names)} | attempts |"
     )
@@ -50,11 +54,30 @@ def _table(study: Study, board: list[Entry]) -> list[str]:
     for place, entry in enumerate(board[:_NUM_SHOWN], 1):
         numbers = ", ".join(str(each.number) for each in entry.attempts)
         cells = [
-            f"{place}{' (default)' if entry.params == study.defaults else ''}",
+            f"{place}{' (default)' if is_default(study, entry.attempts[0]) else ''}",
             _spread(entry.values), len(entry.values), _spread(entry.final_values),
-            *(entry.params[name] for name in names), numbers,
+            *(_choice(study, entry)), numbers,
         ]  # fmt: skip
         rows.append("| " + " | ".join(map(str, cells)) + " |")
+    return rows
+
+
+def _choice(study: Study, entry: Entry) -> list[object]:
+    if study.agent is not None:
+        return [what_and_why(entry.attempts[0]).replace("|", "\\|")]
+    return [entry.params[name] for name in study.space]
+
+
+def _tried(study: Study, state: StudyState) -> list[str]:
+    """Every turn of every researcher."""
+    kept = kept_numbers(study, state.attempts.values())
+    rows = ["| attempt | outcome | value | researcher: what and why |", "|---|---|---|---|"]
+    for number, each in sorted(state.attempts.items()):
+        if not each.is_promotion:
+            value = each.value(study.metric)
+            outcome = "kept" if number in kept else "not better" if each.state == "done" else each.state
+            words = what_and_why(each, _MAX_WORDS).replace("|", "\\|")
+            rows.append(f"| {number} | {outcome} | {'' if value is None else f'{value:.4g}'} | {words} |")
     return rows
 
 

@@ -15,7 +15,7 @@ attempts = 24
 # gpu_seconds = 7200                 # as the server meters them
 # tokens = 50_000_000
 
-[space]
+[space]                              # or [agent], below
 rank = {values = [8, 16, 32]}
 learning_rate = {low = 1e-5, high = 1e-3, log = true}
 
@@ -29,4 +29,12 @@ kind = "tpe"                         # grid, random, tpe or gp
 # [early_stop]                       # successive halving (ASHA)
 # first_rung = 4
 # factor = 3
+
+# [agent]                            # in place of [space], [defaults] and [proposer]: it changes the program (see program.md)
+# command = ["my-agent", "--print"]  # any command; the prompt is its standard input
+# researchers = 2
+# editable = ["attempt.py", "lib/**/*.py"]
+# attempts = 12                      # turns of each researcher
+# turn_timeout_s = 1800
+# environment = ["MY_AGENT_KEY"]     # variables it gets beside PATH, HOME and the like
 """
