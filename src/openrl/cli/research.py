@@ -14,6 +14,7 @@ import typer
 
 from openrl.cli.tables import print_table
 from openrl.errors import InvalidRequest
+from openrl.research.evidence import front_numbers
 from openrl.research.journal import ENDED, Journal, StudyState, read_state
 from openrl.research.kept import kept_numbers, what_and_why
 from openrl.research.keys import Keys, OwnKey, ProjectKeys
@@ -75,10 +76,17 @@ def status(directory: DirectoryArgument, as_json: JsonOption = False) -> None:
         shown = {"study": study.name, "metric": study.metric, "attempts": _status(study, state)}
         typer.echo(json.dumps(shown))
         return
-    names = ("attempt", "state", "seed", "value", "gpu_seconds", "params" if study.agent is None else "what")
-    rows = [[each[name] for name in names] for each in _status(study, state)]
+    metrics, front = [each.metric for each in study.goals], front_numbers(study, state.attempts.values())
+    rows = [
+        (
+            f"{number} (front)" if number in front else number, each.state, each.seed,
+            *(each.value(metric) for metric in metrics), round(each.usage.gpu_seconds, 1),
+            each.params if study.agent is None else what_and_why(each),
+        )
+        for number, each in sorted(state.attempts.items())
+    ]  # fmt: skip
     last = "PARAMETERS" if study.agent is None else "RESEARCHER: WHAT AND WHY"
-    print_table(("ATTEMPT", "STATE", "SEED", study.metric.upper(), "GPU S", last), rows)
+    print_table(("ATTEMPT", "STATE", "SEED", *(each.upper() for each in metrics), "GPU S", last), rows)
     used, budget = state.usage, study.budget
     typer.echo(
         f"{sum(each.state in ENDED for each in state.attempts.values())} of {budget.attempts} attempts, "
@@ -162,6 +170,7 @@ def _keys(study: Study) -> Keys:
 
 
 def _status(study: Study, state: StudyState) -> list[dict[str, object]]:
+    front = front_numbers(study, state.attempts.values())
     kept = kept_numbers(study, state.attempts.values()) if study.agent is not None else set[int]()
     return [
         {
@@ -177,7 +186,8 @@ def _status(study: Study, state: StudyState) -> list[dict[str, object]]:
             "researcher": each.researcher,
             "is_kept": each.number in kept,
             "why": each.why,
-            "what": what_and_why(each),
+            "values": {goal.metric: each.value(goal.metric) for goal in study.goals},
+            "is_on_front": each.number in front,
         }
         for _, each in sorted(state.attempts.items())
     ]

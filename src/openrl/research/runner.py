@@ -253,8 +253,10 @@ class Runner:
         status = await kept.ended
         if status:
             return "failed", f"exit status {status}: {_last_line(self._home(upcoming.number) / 'log.txt')}"
-        if self._journal.state.attempts[upcoming.number].value(self._study.metric) is None:
-            return "failed", f"it reported no {self._study.metric}"
+        record = self._journal.state.attempts[upcoming.number]
+        for each in self._study.goals:
+            if record.value(each.metric) is None:
+                return "failed", f"it reported no {each.metric}"
         return "done", ""
 
     def _take_reports(self, upcoming: Next, offset: int) -> tuple[int, bool]:

@@ -2,7 +2,7 @@
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -107,6 +107,19 @@ class AgentConfig(_Section):
         return self
 
 
+class Objective(_Section):
+    """One of several things to make better."""
+
+    metric: str
+    final_metric: str | None = None
+    goal: Literal["maximize", "minimize"] = "maximize"
+
+    @property
+    def sign(self) -> float:
+        """What makes larger better."""
+        return 1.0 if self.goal == "maximize" else -1.0
+
+
 class Study(_Section):
     """A directory with study.toml, beside whatever the command needs."""
 
@@ -118,6 +131,8 @@ class Study(_Section):
     final_metric: str | None = None
     """The same on a split that no choice was made by; reported for the promoted ones."""
     goal: Literal["maximize", "minimize"] = "maximize"
+    objectives: tuple[Objective, ...] = ()
+    """In place of `metric`, `final_metric` and `goal`, which are then the first's; the best are a Pareto front."""
     space: dict[str, Choice | Range] = {}
     """Parameters and what they may be; none with an agent, which changes the program."""
     defaults: Params = {}
@@ -136,6 +151,34 @@ class Study(_Section):
     environment: tuple[str, ...] | None = None
     """Names of variables that attempts get beside plain ones such as PATH and the server's URL and key; unset: all, or
     with an agent no others."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _first_objective(cls, given: dict[str, Any]) -> dict[str, Any]:
+        objectives = given.get("objectives")
+        if not isinstance(objectives, list) or not objectives or not isinstance(objectives[0], dict):
+            return given
+        both = {"metric", "final_metric", "goal"} & set(given)
+        if both:
+            raise ValueError(f"objectives stand in place of {', '.join(sorted(both))}")
+        return {**given, **cast("dict[str, Any]", objectives[0])}
+
+    @model_validator(mode="after")
+    def _check_objectives(self) -> "Study":
+        names = [each.metric for each in self.objectives]
+        if len(names) == 1 or len(set(names)) < len(names):
+            raise ValueError("objectives are two or more different metrics")
+        if names and self.early_stop is not None:
+            raise ValueError("[early_stop] compares by one metric; it goes without objectives")
+        if names and self.agent is not None:
+            raise ValueError("an [agent] is judged by one metric; it goes without objectives")
+        return self
+
+    @property
+    def goals(self) -> tuple[Objective, ...]:
+        """What attempts are compared by, one or several."""
+        one = Objective(metric=self.metric, final_metric=self.final_metric, goal=self.goal)
+        return self.objectives or (one,)
 
     @model_validator(mode="after")
     def _check_what_varies(self) -> "Study":

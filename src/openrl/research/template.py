@@ -6,6 +6,7 @@ command = ["python", "attempt.py"]   # run here once an attempt; see openrl.rese
 metric = "accuracy"                  # what attempts report on the questions that choices are made by
 # final_metric = "final_accuracy"    # the same on questions that no choice was made by
 goal = "maximize"
+# objectives = [{metric = "accuracy", goal = "maximize"}, {metric = "num_tokens", goal = "minimize"}]  # in their place
 seeds = [1, 2, 3]                    # the first is everybody's; the best are run again with the others
 promote = 2
 parallel = 4
@@ -30,7 +31,7 @@ kind = "tpe"                         # grid, random, tpe or gp
 # first_rung = 4
 # factor = 3
 
-# [agent]                            # in place of [space], [defaults] and [proposer]: it changes the program (see program.md)
+# [agent]                            # in place of [space] and [defaults]: it changes the program
 # command = ["my-agent", "--print"]  # any command; the prompt is its standard input
 # researchers = 2
 # editable = ["attempt.py", "lib/**/*.py"]
