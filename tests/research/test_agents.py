@@ -206,6 +206,13 @@ def test_editable_files_are_below_the_study(tmp_path: Path, glob: str):
         load_study(directory)
 
 
+def test_without_git_the_study_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    directory = write_agent_study(tmp_path / "study", {}, attempts=1)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with Journal(directory) as journal, pytest.raises(InvalidRequest, match="needs git"):
+        Runner(directory, load_study(directory), journal, NoMeter())
+
+
 def test_whoever_had_fewest_turns_is_next_until_all_are_used(tmp_path: Path):
     agent = load_study(write_agent_study(tmp_path / "study", {}, attempts=2, agent="researchers = 2")).agent
     assert agent is not None

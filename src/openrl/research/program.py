@@ -49,6 +49,8 @@ class Program:
     """Blocking: its callers use threads, one at a time."""
 
     def __init__(self, directory: Path) -> None:
+        if shutil.which("git") is None:
+            raise InvalidRequest("a study with an [agent] needs git, which is not on the PATH")
         self._study = directory.resolve()
         self._home = self._study / AGENTS_DIRECTORY
         self._repository = self._home / "program.git"

@@ -105,7 +105,7 @@ class Researchers:
 
     def _write_prompt(self, researcher: int, home: Path) -> Path:
         told = self._directory / PROGRAM_FILE
-        program = told.read_text() if told.exists() else ""
+        program = told.read_text(errors="replace") if told.exists() else ""
         prompt = home / "prompt.md"
         prompt.write_text(write_prompt(self._study, self._agent, self._journal.state, researcher, program))
         return prompt
