@@ -81,7 +81,7 @@ def write_sample_study(
 
 def _promotion(study: Study, journal: Journal, place: int) -> tuple[Params, int]:
     best = promoted(study, [each for each in journal.state.attempts.values() if not each.is_promotion])
-    return best[-1 - place // 2 % len(best)], study.seeds[1 + place % 2]
+    return best[-1 - place // 2 % len(best)].params, study.seeds[1 + place % 2]
 
 
 def _params(draw: random.Random) -> Params:

@@ -3,12 +3,14 @@
 import json
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 from openrl.research.journal import read_state
 from tests.live_server import OPENRL, environment, openrl
+from tests.research.agents import write_agent_study
 from tests.research.studies import SPACE, write_study
 
 
@@ -42,6 +44,34 @@ def test_ctrl_c_interrupts_and_resume_ends_it(tmp_path: Path):
     (directory / "go").touch()
     assert openrl("research", "resume", str(directory)).returncode == 0
     assert [each.state for each in read_state(directory).attempts.values()] == ["done"] * 3
+
+
+@pytest.mark.slow
+def test_a_study_of_agents_that_is_killed_leaves_nothing_running_and_goes_on(tmp_path: Path):
+    waits = "\nwhile not Path(os.environ['HOME'], 'go').exists(): time.sleep(0.05)"
+    forks = "set_x(3)\nif os.fork() == 0:\n    os.setsid()" + waits
+    directory = write_agent_study(tmp_path / "study", {2: "set_x(2)", 3: forks}, attempts=2)
+    home = {**environment(), "HOME": str(tmp_path)}
+    process = subprocess.Popen((*OPENRL, "research", "run", str(directory)), env=home)
+    while not (directory / "attempts" / "0003" / "why.md").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    agent = f"{tmp_path}/study-agent.py"
+    deadline = time.monotonic() + 60
+    while subprocess.run(["pgrep", "-f", agent], stdout=subprocess.DEVNULL, check=False).returncode == 0:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    (tmp_path / "go").touch()
+    resumed = openrl("research", "resume", str(directory), settings={"HOME": str(tmp_path)})
+    assert resumed.returncode == 0, resumed.stderr
+    attempts = read_state(directory).attempts.values()
+    assert [(each.state, each.why) for each in attempts] == [("done", ""), ("done", "X is 2"), ("done", "X is 3")]
+    events = [json.loads(line) for line in (directory / "journal.jsonl").read_text().splitlines()]
+    assert [each["attempt"] for each in events if each["event"] == "proposing"] == [2, 3, 3]
+    assert "1: X is 3" in openrl("research", "status", str(directory)).stdout
+    assert "1: X is 2" in openrl("research", "show", str(directory), "2").stdout
 
 
 def test_a_new_study_can_be_read_at_once(tmp_path: Path):

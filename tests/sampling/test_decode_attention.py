@@ -21,6 +21,7 @@ def run_checks(**environment: str) -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the same checks run compiled")
+@pytest.mark.timeout(1200)  # 90 s of one core, of which a loaded machine gives a part
 def test_decode_attention_equals_plain_attention_when_interpreted():
     run_checks(TRITON_INTERPRET="1")
 

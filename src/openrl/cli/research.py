@@ -15,7 +15,10 @@ import typer
 from openrl.cli.research_pages import PriceOption, serve
 from openrl.cli.tables import print_table
 from openrl.errors import InvalidRequest
+from openrl.research.evidence import front_numbers
 from openrl.research.journal import ENDED, Journal, StudyState, read_state
+from openrl.research.kept import kept_numbers, what_and_why
+from openrl.research.keys import Keys, OwnKey, ProjectKeys
 from openrl.research.meter import Meter, NoMeter, ServerMeter
 from openrl.research.study import STOP_FILE, STUDY_FILE, Study, load_study
 from openrl.research.template import TEMPLATE
@@ -23,6 +26,8 @@ from openrl.telemetry.logs import configure_logs
 
 research_app = typer.Typer(help="Many attempts at one question: proposed, run at once, compared.", no_args_is_help=True)
 research_app.command()(serve)
+
+_KEY_GRACE_S = 120.0  # beyond an attempt's longest time
 
 DirectoryArgument = Annotated[Path, typer.Argument(help="The study's directory.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON in place of a table.")]
@@ -73,9 +78,17 @@ def status(directory: DirectoryArgument, as_json: JsonOption = False) -> None:
         shown = {"study": study.name, "metric": study.metric, "attempts": _status(study, state)}
         typer.echo(json.dumps(shown))
         return
-    names = ("attempt", "state", "seed", "value", "gpu_seconds", "params")
-    rows = [[each[name] for name in names] for each in _status(study, state)]
-    print_table(("ATTEMPT", "STATE", "SEED", study.metric.upper(), "GPU S", "PARAMETERS"), rows)
+    metrics, front = [each.metric for each in study.goals], front_numbers(study, state.attempts.values())
+    rows = [
+        (
+            f"{number} (front)" if number in front else number, each.state, each.seed,
+            *(each.value(metric) for metric in metrics), round(each.usage.gpu_seconds, 1),
+            each.params if study.agent is None else what_and_why(each),
+        )
+        for number, each in sorted(state.attempts.items())
+    ]  # fmt: skip
+    last = "PARAMETERS" if study.agent is None else "RESEARCHER: WHAT AND WHY"
+    print_table(("ATTEMPT", "STATE", "SEED", *(each.upper() for each in metrics), "GPU S", last), rows)
     used, budget = state.usage, study.budget
     typer.echo(
         f"{sum(each.state in ENDED for each in state.attempts.values())} of {budget.attempts} attempts, "
@@ -92,7 +105,7 @@ def show(directory: DirectoryArgument, number: Annotated[int, typer.Argument(hel
         raise InvalidRequest(f"the study has no attempt {number}; its last is {state.next_number - 1}")
     each = state.attempts[number]
     typer.echo(f"attempt {number}, seed {each.seed}: {each.state}{f' ({each.reason})' if each.reason else ''}")
-    typer.echo(json.dumps(each.params))
+    typer.echo(json.dumps(each.params) if study.agent is None else what_and_why(each, 2000))
     names = sorted({name for _, values in each.reports for name in values} - {study.metric})
     rows = [(step, *(values.get(name, "") for name in (study.metric, *names))) for step, values in each.reports]
     print_table(("STEP", study.metric.upper(), *(name.upper() for name in names)), rows)
@@ -135,7 +148,7 @@ def _run(directory: Path) -> None:
     study = load_study(directory)
     (directory / STOP_FILE).unlink(missing_ok=True)
     with Journal(directory) as journal:
-        asyncio.run(_run_until_signalled(Runner(directory, study, journal, _meter(study)).run()))
+        asyncio.run(_run_until_signalled(Runner(directory, study, journal, _meter(study), _keys(study)).run()))
     typer.echo(f"`openrl research report {directory}` says what was found")
 
 
@@ -162,7 +175,17 @@ def _meter(study: Study) -> Meter:
     return NoMeter()
 
 
+def _keys(study: Study) -> Keys:
+    """What an agent wrote gets a key of its attempt's project; other attempts have the caller's."""
+    url, key = os.environ.get("TINKER_BASE_URL"), os.environ.get("TINKER_API_KEY")
+    if study.agent is None or not url or not key:
+        return OwnKey()
+    return ProjectKeys(url, key, study.attempt_timeout_s + _KEY_GRACE_S)
+
+
 def _status(study: Study, state: StudyState) -> list[dict[str, object]]:
+    front = front_numbers(study, state.attempts.values())
+    kept = kept_numbers(study, state.attempts.values()) if study.agent is not None else set[int]()
     return [
         {
             "attempt": each.number,
@@ -174,6 +197,11 @@ def _status(study: Study, state: StudyState) -> list[dict[str, object]]:
             "value": each.value(study.metric),
             "gpu_seconds": round(each.usage.gpu_seconds, 1),
             "tokens": each.usage.tokens,
+            "researcher": each.researcher,
+            "is_kept": each.number in kept,
+            "why": each.why,
+            "values": {goal.metric: each.value(goal.metric) for goal in study.goals},
+            "is_on_front": each.number in front,
         }
         for _, each in sorted(state.attempts.items())
     ]

@@ -4,12 +4,13 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from openrl.research.journal import AttemptRecord
-from openrl.research.study import Params, Study
+from openrl.research.pareto import ranks, spread_order
+from openrl.research.study import Objective, Params, Study
 
 NUM_RESAMPLES = 10_000
 
@@ -22,6 +23,11 @@ class Entry:
     attempts: tuple[AttemptRecord, ...]
     values: tuple[float, ...]  # on the split that choices are made by
     final_values: tuple[float, ...]  # on the one that they are not
+    is_front: bool = False  # with several objectives: no other is as good in all and better in one
+
+    def values_of(self, metric: str) -> tuple[float, ...]:
+        """Of the attempts that have reported it."""
+        return _values(self.attempts, metric)
 
     @property
     def mean(self) -> float:
@@ -30,14 +36,15 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The best choice against the defaults, on the final split."""
+    """The best choice by one objective against the defaults, on the final split."""
 
+    objective: Objective
     best: Entry
     default: Entry
     difference: float  # in the direction of the goal: positive is better
     interval: tuple[float, float]  # 95 % of bootstrap resamples of seeds
-    p_value: float  # of Welch's t-test, one-sided, times the number of choices that were tried (Bonferroni)
-    num_choices: int
+    p_value: float  # of Welch's t-test, one-sided, times the number of choices and objectives (Bonferroni)
+    num_choices: int  # that were tried
 
     @property
     def holds(self) -> bool:
@@ -46,40 +53,56 @@ class Comparison:
 
 
 def entries(study: Study, attempts: Iterable[AttemptRecord]) -> list[Entry]:
-    """Choices with at least one attempt that was done, best mean first."""
-    by_params: defaultdict[str, list[AttemptRecord]] = defaultdict(list)
+    """Choices with at least one attempt that was done: best mean first; with objectives, front by front."""
+    by_choice: defaultdict[str, list[AttemptRecord]] = defaultdict(list)
     for each in sorted(attempts, key=lambda each: each.number):
-        if each.state == "done" and each.value(study.metric) is not None:
-            by_params[repr(sorted(each.params.items()))].append(each)
+        if each.state == "done" and all(each.value(goal.metric) is not None for goal in study.goals):
+            by_choice[each.choice].append(each)
     final = study.final_metric or study.metric
     found = [
         Entry(group[0].params, tuple(group), _values(group, study.metric), _values(group, final))
-        for group in by_params.values()
+        for group in by_choice.values()
     ]
-    return sorted(found, key=lambda entry: entry.mean, reverse=study.goal == "maximize")
+    if not study.objectives:
+        return sorted(found, key=lambda entry: entry.mean, reverse=study.goal == "maximize")
+    points = [[goal.sign * statistics.fmean(entry.values_of(goal.metric)) for goal in study.goals] for entry in found]
+    rank = ranks(points)
+    return [replace(found[i], is_front=rank[i] == 0) for i in spread_order(points)]
 
 
-def promoted(study: Study, attempts: Iterable[AttemptRecord]) -> list[Params]:
-    """The best by the first seed, and the defaults, which they are compared to."""
+def front_numbers(study: Study, attempts: Iterable[AttemptRecord]) -> set[int]:
+    """The attempts of the choices on the Pareto front; with one metric none."""
+    return {each.number for entry in entries(study, attempts) if entry.is_front for each in entry.attempts}
+
+
+def is_default(study: Study, attempt: AttemptRecord) -> bool:
+    """Whether it has the default parameters, or the program as it was."""
+    return attempt.params == study.defaults and not attempt.researcher and bool(study.defaults or study.agent)
+
+
+def promoted(study: Study, attempts: Iterable[AttemptRecord]) -> list[AttemptRecord]:
+    """The first attempts of the best by the first seed, and of the defaults, which they are compared to."""
     first = [each for each in attempts if each.seed == study.seeds[0]]
-    best = [entry.params for entry in entries(study, first)[: study.promote]]
-    return best if not study.defaults or study.defaults in best else [*best, dict(study.defaults)]
+    best = [entry.attempts[0] for entry in entries(study, first)[: study.promote]]
+    return best + [each for each in first if is_default(study, each) and each not in best]
 
 
-def compare(study: Study, attempts: Sequence[AttemptRecord]) -> Comparison | None:
+def compare(study: Study, attempts: Sequence[AttemptRecord], objective: int = 0) -> Comparison | None:
     """None without defaults, or where one side has fewer than two seeds on the final split."""
+    goal = study.goals[objective]
+    final = goal.final_metric or goal.metric
     board = entries(study, attempts)
-    default = next((entry for entry in board if entry.params == study.defaults), None)
-    rivals = [entry for entry in board if entry is not default and len(entry.final_values) >= 2]
-    if default is None or not rivals or len(default.final_values) < 2:
+    default = next((entry for entry in board if is_default(study, entry.attempts[0])), None)
+    rivals = [entry for entry in board if entry is not default and len(entry.values_of(final)) >= 2]
+    if default is None or not rivals or len(default.values_of(final)) < 2:
         return None
-    best = rivals[0]  # chosen by the selection split, so the final values are no part of the choice
-    sign = 1.0 if study.goal == "maximize" else -1.0
-    ours, theirs = sign * np.array(best.final_values), sign * np.array(default.final_values)
-    num_choices = len({repr(sorted(each.params.items())) for each in attempts}) - 1
+    # Chosen by the selection split, so the final values are no part of the choice.
+    best = max(rivals, key=lambda entry: goal.sign * statistics.fmean(entry.values_of(goal.metric)))
+    ours, theirs = goal.sign * np.array(best.values_of(final)), goal.sign * np.array(default.values_of(final))
+    num_choices = len({each.choice for each in attempts if each.has_run}) - 1
     return Comparison(
-        best, default, float(ours.mean() - theirs.mean()), bootstrap(ours, theirs),
-        min(1.0, welch_p(ours, theirs) * num_choices), num_choices,
+        goal, best, default, float(ours.mean() - theirs.mean()), bootstrap(ours, theirs),
+        min(1.0, welch_p(ours, theirs) * num_choices * len(study.goals)), num_choices,
     )  # fmt: skip
 
 

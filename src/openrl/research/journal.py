@@ -15,8 +15,9 @@ from openrl.research.study import Params
 
 JOURNAL_FILE = "journal.jsonl"
 _FLOCK = "@hhqqi4x"
-AttemptState = Literal["running", "interrupted", "done", "stopped", "failed"]
-ENDED = ("done", "stopped", "failed")
+AttemptState = Literal["proposing", "running", "interrupted", "done", "stopped", "failed", "refused", "duplicate"]
+"""An agent is proposing; what it changed may be refused, or be a duplicate of what was tried."""
+ENDED = ("done", "stopped", "failed", "refused", "duplicate")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,17 @@ class AttemptRecord:
     usage: Usage = Usage()
     started_at: float = 0.0
     ended_at: float | None = None
-    reason: str = ""  # of a failure or stop
+    reason: str = ""  # of a failure, stop or refusal
+    researcher: int = 0  # whose version of the program it is; 0: the program as it was
+    commit: str = ""  # of that version, and its content
+    tree: str = ""
+    why: str = ""  # in the agent's words
+    has_run: bool = True  # or is to; a proposal that came to nothing has not
+
+    @property
+    def choice(self) -> str:
+        """What tells it from other attempts but for the seed."""
+        return f"{sorted(self.params.items())}{self.tree}"
 
     def value(self, metric: str) -> float | None:
         """The last report of a metric."""
@@ -60,11 +71,19 @@ class StudyState:
         """One line of the journal."""
         number: int = event["attempt"]
         match event["event"]:
+            case "proposing":
+                self.attempts[number] = AttemptRecord(
+                    number, {}, event["seed"], state="proposing", started_at=event["at"],
+                    researcher=event["researcher"], has_run=False,
+                )  # fmt: skip
             case "started":
                 again = self.attempts.get(number)
                 fresh = AttemptRecord(number, event["params"], event["seed"], event["is_promotion"])
                 reports, usage = (again.reports, again.usage) if again else ((), Usage())
-                self.attempts[number] = replace(fresh, started_at=event["at"], reports=reports, usage=usage)
+                version = {name: event[name] for name in ("researcher", "commit", "tree", "why") if name in event}
+                self.attempts[number] = replace(
+                    fresh, started_at=event["at"], reports=reports, usage=usage, **version
+                )  # fmt: skip
             case "reported":
                 now = self.attempts[number]
                 self.attempts[number] = replace(now, reports=(*now.reports, (event["step"], event["values"])))
@@ -73,7 +92,8 @@ class StudyState:
                 self.attempts[number] = replace(self.attempts[number], usage=usage)
             case "ended":
                 now = self.attempts[number]
-                ended = replace(now, state=event["state"], ended_at=event["at"], reason=event["reason"])
+                why = event.get("why", now.why)
+                ended = replace(now, state=event["state"], ended_at=event["at"], reason=event["reason"], why=why)
                 self.attempts[number] = ended
             case _:
                 raise InvalidRequest(f"event {event['event']!r} in the journal is not of this version")
@@ -81,6 +101,11 @@ class StudyState:
     @property
     def usage(self) -> Usage:
         return sum((each.usage for each in self.attempts.values()), Usage())
+
+    @property
+    def num_runs(self) -> int:
+        """Attempts that ran, or may yet."""
+        return sum(each.has_run or each.state == "proposing" for each in self.attempts.values())
 
     @property
     def next_number(self) -> int:
@@ -139,7 +164,7 @@ def read_state(directory: Path) -> StudyState:
     state = replay(map(json.loads, _whole_lines(path)))
     if not is_running(path):
         for number, each in state.attempts.items():
-            if each.state == "running":
+            if each.state in ("running", "proposing"):
                 state.attempts[number] = replace(each, state="interrupted")
     return state
 

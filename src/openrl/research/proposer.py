@@ -29,7 +29,9 @@ class Proposer:
         self._distributions = {name: _distribution(space) for name, space in study.space.items()}
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._optuna = optuna.create_study(
-            sampler=_sampler(study.proposer), pruner=_pruner(study.early_stop), direction=study.goal
+            sampler=_sampler(study.proposer),
+            pruner=_pruner(study.early_stop),
+            directions=[each.goal for each in study.goals],
         )
         self._trials: dict[int, Trial] = {}  # of attempts that run
         self._seen: set[str] = set()
@@ -60,7 +62,7 @@ class Proposer:
     def report(self, number: int, step: int, values: Mapping[str, float]) -> bool:
         """Whether the attempt should stop: it is not among the best of its rung."""
         trial = self._trials.get(number)
-        if trial is None or self._study.metric not in values:
+        if trial is None or self._study.objectives or self._study.metric not in values:
             return False
         trial.report(values[self._study.metric], step)
         return self._study.early_stop is not None and trial.should_prune()
@@ -68,26 +70,32 @@ class Proposer:
     def end(self, attempt: AttemptRecord) -> None:
         """It is over; a failed one says nothing about its parameters but that they were tried."""
         trial = self._trials.pop(attempt.number)
-        value = attempt.value(self._study.metric)
-        if attempt.state == "done" and value is not None:
-            self._optuna.tell(trial, value)
+        found = [attempt.value(each.metric) for each in self._study.goals]
+        values = [value for value in found if value is not None]
+        if attempt.state == "done" and len(values) == len(found):
+            self._optuna.tell(trial, values)
         else:
             self._optuna.tell(trial, state=TrialState.PRUNED if attempt.state == "stopped" else TrialState.FAIL)
 
     def restore(self, attempts: Mapping[int, AttemptRecord]) -> None:
         """Take over what the journal has, in its order."""
         for _, attempt in sorted(attempts.items()):
-            if not attempt.is_promotion:
+            if not attempt.is_promotion and attempt.has_run and attempt.state != "proposing":
                 self.begin(attempt)
                 if attempt.state in ENDED:
                     self.end(attempt)
 
-    def importances(self) -> dict[str, float]:
-        """How much each parameter decides who is among the best (PED-ANOVA), of 1; empty for too few attempts."""
+    def importances(self, objective: int = 0) -> dict[str, float]:
+        """How much each parameter has to do with good values of a metric (PED-ANOVA); empty for too few attempts."""
         done = [trial for trial in self._optuna.trials if trial.state == TrialState.COMPLETE]
-        if len(done) < 4 or len({trial.value for trial in done}) < 2:
+        if not self._study.space or len(done) < 4 or len({trial.values[objective] for trial in done}) < 2:
             return {}
-        return dict(optuna.importance.get_param_importances(self._optuna))
+
+        alone = optuna.create_study(direction=self._study.goals[objective].goal)  # the evaluator knows one objective
+        for trial in done:
+            value, ranges = trial.values[objective], trial.distributions
+            alone.add_trial(optuna.create_trial(value=value, params=trial.params, distributions=ranges))
+        return dict(optuna.importance.get_param_importances(alone))
 
 
 def grid(space: Mapping[str, Choice | Range]) -> list[Params]:

@@ -2,25 +2,27 @@
 
 import asyncio
 import contextlib
-import ctypes
 import json
 import math
 import os
-import signal
+import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from openrl.errors import Unavailable
+from openrl.errors import OpenRLError, Unavailable
 from openrl.research.attempt import DIRECTORY_VARIABLE, PARAMS_FILE, REPORTS_FILE, STOP_FILE
 from openrl.research.evidence import promoted
-from openrl.research.journal import ENDED, AttemptState, Journal
+from openrl.research.journal import ENDED, AttemptRecord, AttemptState, Journal
+from openrl.research.keys import Keys, OwnKey
 from openrl.research.meter import Meter
+from openrl.research.processes import Kept, chosen_environment, start
 from openrl.research.proposer import Proposer
+from openrl.research.researchers import NoChange, Researchers, next_researcher
 from openrl.research.study import STOP_FILE as STUDY_STOP_FILE
-from openrl.research.study import Params, Study
+from openrl.research.study import AgentConfig, Params, Study
+from openrl.research.turn import last_lines
 from openrl.telemetry.logs import get_logger
 
 _log = get_logger(__name__)
@@ -28,8 +30,6 @@ _log = get_logger(__name__)
 _LOOK_S = 0.5  # between looks at reports
 _METER_S = 5.0
 _STOP_S = 60.0  # an attempt that was asked to stop may take this long
-_KILL_S = 10.0
-_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,27 +40,45 @@ class Next:
     params: Params
     seed: int
     is_promotion: bool
+    researcher: int = 0
+    commit: str = ""  # of a version of the program; with a researcher and none, an agent is to make one
+    tree: str = ""
+    why: str = ""
+
+    @property
+    def needs_turn(self) -> bool:
+        return bool(self.researcher) and not self.commit
+
+    @classmethod
+    def of(cls, record: AttemptRecord, number: int, seed: int, is_promotion: bool) -> "Next":
+        """The same choice again."""
+        version = (record.researcher, record.commit, record.tree, record.why)
+        return cls(number, record.params, seed, is_promotion, *version)
 
 
 class Runner:
     """One study in one directory; `run` may be cut off at any moment and be called again by another process."""
 
-    def __init__(self, directory: Path, study: Study, journal: Journal, meter: Meter) -> None:
-        self._directory = directory
+    def __init__(self, directory: Path, study: Study, journal: Journal, meter: Meter, keys: Keys | None = None) -> None:
+        self._directory = directory.absolute()
         self._study = study
         self._journal = journal
         self._meter = meter
+        self._keys = keys or OwnKey()
         self._proposer = Proposer(study)
         self._proposer.restore(journal.state.attempts)
         self._interrupted = [each for each in journal.state.attempts.values() if each.state not in ENDED]
         self._running: set[asyncio.Task[None]] = set()
+        agent = study.agent
+        self._researchers = Researchers(directory, study, agent, journal) if agent is not None else None
+        self._places = asyncio.Semaphore(study.parallel)
 
     async def run(self) -> None:
         """Until the budget is used up, nothing is left to try, or somebody stops it; running attempts end first."""
         async with asyncio.TaskGroup() as tasks:
             metering = tasks.create_task(self._meter_for_ever())
             while True:
-                while len(self._running) < self._study.parallel and (upcoming := self._next()) is not None:
+                while len(self._running) < self._max_tasks and (upcoming := self._next()) is not None:
                     self._start(tasks, upcoming)
                 if not self._running:
                     break
@@ -68,9 +86,20 @@ class Runner:
             metering.cancel()
         await self._read_meter()
 
+    @property
+    def _max_tasks(self) -> int:
+        """Agents think while others' attempts run; those wait for a place."""
+        return self._study.parallel if self._study.agent is None else self._study.agent.researchers
+
     def _start(self, tasks: asyncio.TaskGroup, upcoming: Next) -> None:
-        self._begin(upcoming)
-        task = tasks.create_task(self._run_attempt(upcoming))
+        if upcoming.needs_turn:
+            self._journal.append(
+                "proposing", upcoming.number, researcher=upcoming.researcher, seed=upcoming.seed, at=time.time()
+            )
+            task = tasks.create_task(self._run_turn(upcoming))
+        else:
+            self._begin(upcoming)
+            task = tasks.create_task(self._run_attempt(upcoming))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
 
@@ -80,31 +109,51 @@ class Runner:
             return None
         if self._interrupted:
             each = self._interrupted.pop(0)
-            return Next(each.number, each.params, each.seed, each.is_promotion)
+            return Next.of(each, each.number, each.seed, each.is_promotion)
         number, budget = self._journal.state.next_number, self._study.budget
         num_again = (self._study.promote + bool(self._study.defaults)) * (len(self._study.seeds) - 1)
         num_promotions = min(num_again, budget.attempts - 1)
-        explored = sum(not each.is_promotion for each in self._journal.state.attempts.values())
+        state = self._journal.state
+        explored = state.num_runs - sum(each.is_promotion for each in state.attempts.values())
         if explored < budget.attempts - num_promotions:
-            params = self._proposer.propose()
-            if params is not None:
-                return Next(number, params, self._study.seeds[0], is_promotion=False)
+            upcoming = self._next_new(number)
+            if upcoming is not None:
+                return upcoming
         if any(not each.is_promotion and each.state not in ENDED for each in self._journal.state.attempts.values()):
             return None  # who is the best is known when all have ended
         return self._next_promotion(number)
 
+    def _next_new(self, number: int) -> Next | None:
+        """What was not tried before."""
+        if self._study.agent is not None:
+            return self._next_turn(number, self._study.agent)
+        params = self._proposer.propose()
+        return None if params is None else Next(number, params, self._study.seeds[0], is_promotion=False)
+
+    def _next_turn(self, number: int, agent: AgentConfig) -> Next | None:
+        """The program as it was first, which all are compared to, then a turn of a researcher."""
+        assert self._researchers is not None
+        state, seed = self._journal.state, self._study.seeds[0]
+        if not state.attempts:
+            version = self._researchers.baseline
+            return Next(number, {}, seed, is_promotion=False, commit=version.commit, tree=version.tree)
+        if state.attempts[1].state not in ENDED:
+            return None
+        researcher = next_researcher(agent, state)
+        return None if researcher is None else Next(number, {}, seed, is_promotion=False, researcher=researcher)
+
     def _next_promotion(self, number: int) -> Next | None:
         attempts = self._journal.state.attempts.values()
-        tried = {(repr(sorted(each.params.items())), each.seed) for each in attempts}
-        for params in promoted(self._study, attempts):
+        tried = {(each.choice, each.seed) for each in attempts}
+        for record in promoted(self._study, attempts):
             for seed in self._study.seeds[1:]:
-                if (repr(sorted(params.items())), seed) not in tried:
-                    return Next(number, params, seed, is_promotion=True)
+                if (record.choice, seed) not in tried:
+                    return Next.of(record, number, seed, is_promotion=True)
         return None
 
     def _is_spent(self) -> bool:
         """Whether no attempt may begin."""
-        is_full = self._journal.state.next_number > self._study.budget.attempts and not self._interrupted
+        is_full = self._journal.state.num_runs >= self._study.budget.attempts and not self._interrupted
         return is_full or self._is_used_up()
 
     def _is_used_up(self) -> bool:
@@ -119,57 +168,95 @@ class Runner:
             (home / name).unlink(missing_ok=True)
         given = {"params": upcoming.params, "seed": upcoming.seed, "project_id": self.project_id(upcoming.number)}
         (home / PARAMS_FILE).write_text(json.dumps(given, indent=2))
-        known = upcoming.number in self._journal.state.attempts
+        again = self._journal.state.attempts.get(upcoming.number)
+        known = again is not None and again.has_run
+        version = {"researcher": upcoming.researcher, "commit": upcoming.commit, "tree": upcoming.tree}
         self._journal.append(
             "started", upcoming.number, params=upcoming.params, seed=upcoming.seed,
             is_promotion=upcoming.is_promotion, at=time.time(),
+            **({**version, "why": upcoming.why} if upcoming.commit else {}),
         )  # fmt: skip
         if not known and not upcoming.is_promotion:
             self._proposer.begin(self._journal.state.attempts[upcoming.number])
 
+    async def _run_turn(self, upcoming: Next) -> None:
+        assert self._researchers is not None
+        home = self._home(upcoming.number)
+        home.mkdir(parents=True, exist_ok=True)
+        try:
+            found = await self._researchers.turn(upcoming.number, upcoming.researcher, home)
+        except OpenRLError as error:
+            found = NoChange("failed", str(error), "")
+        if isinstance(found, NoChange):
+            self._journal.append(
+                "ended", upcoming.number, state=found.state, reason=found.reason, why=found.why, at=time.time()
+            )
+            _log.info("turn ended", attempt=upcoming.number, state=found.state, reason=found.reason)
+            return
+        changed = replace(upcoming, commit=found.version.commit, tree=found.version.tree, why=found.why)
+        self._begin(changed)
+        await self._run_attempt(changed)
+
     async def _run_attempt(self, upcoming: Next) -> None:
         home = self._home(upcoming.number)
-        variables = {
-            **os.environ,
-            DIRECTORY_VARIABLE: str(home.absolute()),
-            "TINKER_PROJECT_ID": self.project_id(upcoming.number),
-        }
-        with (home / "log.txt").open("ab") as log:
-            process = await asyncio.create_subprocess_exec(
-                *self._study.command, cwd=self._directory, env=variables, stdin=asyncio.subprocess.DEVNULL,
-                stdout=log, stderr=log, start_new_session=True, preexec_fn=partial(_die_with_parent, os.getpid()),
-            )  # fmt: skip
-        ended = asyncio.create_task(process.wait())
         try:
-            state, reason = await self._watch(upcoming, process, ended)
-        finally:
-            await _end_process(process, ended)
+            async with self._places, self._keys.key(self.project_id(upcoming.number)) as key:
+                state, reason = await self._run_command(upcoming, home, key)
+        except OpenRLError as error:
+            state, reason = "failed", str(error)
         self._end(upcoming, state, reason)
+        shutil.rmtree(home / "code", ignore_errors=True)
 
-    async def _watch(
-        self, upcoming: Next, process: asyncio.subprocess.Process, ended: "asyncio.Task[int]"
-    ) -> tuple[AttemptState, str]:
+    async def _run_command(self, upcoming: Next, home: Path, key: str | None) -> tuple[AttemptState, str]:
+        directory = self._directory
+        if self._researchers is not None:
+            directory = await self._researchers.checkout(upcoming.commit, home)
+        with (home / "log.txt").open("ab") as log:
+            kept = await start(self._study.command, directory, self._environment(upcoming.number, key), stdout=log)
+        try:
+            return await self._watch(upcoming, kept)
+        finally:
+            await kept.end()
+            kept.close()
+
+    def _environment(self, number: int, key: str | None) -> dict[str, str]:
+        names = self._study.environment
+        if names is None and self._study.agent is None:
+            given = dict(os.environ)
+        else:
+            given = chosen_environment(os.environ, (*(names or ()), "TINKER_BASE_URL", "TINKER_API_KEY"))
+        return {
+            **given,
+            **({"TINKER_API_KEY": key} if key is not None else {}),
+            DIRECTORY_VARIABLE: str(self._home(number)),
+            "TINKER_PROJECT_ID": self.project_id(number),
+        }
+
+    async def _watch(self, upcoming: Next, kept: Kept) -> tuple[AttemptState, str]:
         """Follow the reports until the process ends."""
         deadline = time.monotonic() + self._study.attempt_timeout_s
         offset, stopped = 0, ""
-        while not ended.done():
-            await asyncio.wait((ended,), timeout=_LOOK_S)
+        while not kept.ended.done():
+            await asyncio.wait((kept.ended,), timeout=_LOOK_S)
             offset, should_stop = self._take_reports(upcoming, offset)
             if not stopped and (should_stop or self._is_used_up()):
                 stopped = "not among the best of its rung" if should_stop else "the budget is used up"
                 (self._home(upcoming.number) / STOP_FILE).touch()
                 deadline = min(deadline, time.monotonic() + _STOP_S)
             if time.monotonic() > deadline:
-                await _end_process(process, ended)
+                await kept.end()
                 if not stopped:
                     return "failed", f"not over after attempt_timeout_s = {self._study.attempt_timeout_s:g} s"
         self._take_reports(upcoming, offset)
         if stopped:
             return "stopped", stopped
-        if process.returncode:
-            return "failed", f"exit status {process.returncode}: {_last_line(self._home(upcoming.number) / 'log.txt')}"
-        if self._journal.state.attempts[upcoming.number].value(self._study.metric) is None:
-            return "failed", f"it reported no {self._study.metric}"
+        status = await kept.ended
+        if status:
+            return "failed", f"exit status {status}: {_last_line(self._home(upcoming.number) / 'log.txt')}"
+        record = self._journal.state.attempts[upcoming.number]
+        for each in self._study.goals:
+            if record.value(each.metric) is None:
+                return "failed", f"it reported no {each.metric}"
         return "done", ""
 
     def _take_reports(self, upcoming: Next, offset: int) -> tuple[int, bool]:
@@ -231,24 +318,4 @@ def _read_report(line: bytes) -> tuple[int | None, Mapping[str, float]]:
 
 
 def _last_line(path: Path) -> str:
-    lines = path.read_text(errors="replace").strip().splitlines()
-    return lines[-1][:500] if lines else "no output"
-
-
-async def _end_process(process: asyncio.subprocess.Process, ended: "asyncio.Task[int]") -> None:
-    """SIGTERM to its whole group if it runs, then SIGKILL."""
-    if ended.done():
-        return
-    for kind, patience_s in ((signal.SIGTERM, _KILL_S), (signal.SIGKILL, _KILL_S)):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, kind)
-        await asyncio.wait((ended,), timeout=patience_s)
-        if ended.done():
-            return
-
-
-def _die_with_parent(parent: int) -> None:
-    """In the child: SIGTERM when the runner is gone, so that nothing runs that nobody writes down."""
-    ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGTERM)
-    if os.getppid() != parent:
-        os._exit(1)
+    return last_lines(path, 1, 500) or "no output"

@@ -2,7 +2,7 @@
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -79,6 +79,47 @@ class EarlyStop(_Section):
     """Each rung has this many times the steps of the one below."""
 
 
+class AgentConfig(_Section):
+    """A coding agent that changes the program, in place of a proposer that chooses parameters."""
+
+    command: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Run once a turn in a worktree of the program, the prompt on its standard input."""
+    researchers: int = Field(default=1, ge=1, le=64)
+    """Each has a worktree of its own, and goes on from the best that it has kept."""
+    editable: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Globs below the study's directory (`**` for any depth); a turn that changes any other file is refused."""
+    attempts: int = Field(ge=1)
+    """Turns of each researcher, refused ones included."""
+    turn_timeout_s: float = Field(default=1800.0, gt=0)
+    max_output_bytes: int = Field(default=4_000_000, ge=1)
+    """Of what a turn prints, and of the files that it leaves changed."""
+    environment: tuple[str, ...] = ()
+    """Names of variables that the agent gets beside plain ones such as PATH and HOME."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "AgentConfig":
+        for each in self.editable:
+            if not each or each.startswith(("/", ":")) or ".." in Path(each).parts:
+                raise ValueError(f"editable has {each!r}; globs begin at the study's directory and stay below it")
+        for each in self.environment:
+            if each.startswith(("TINKER_", "OPENRL_")):
+                raise ValueError(f"environment has {each}; an agent gets nothing of the server's")
+        return self
+
+
+class Objective(_Section):
+    """One of several things to make better."""
+
+    metric: str
+    final_metric: str | None = None
+    goal: Literal["maximize", "minimize"] = "maximize"
+
+    @property
+    def sign(self) -> float:
+        """What makes larger better."""
+        return 1.0 if self.goal == "maximize" else -1.0
+
+
 class Study(_Section):
     """A directory with study.toml, beside whatever the command needs."""
 
@@ -90,7 +131,10 @@ class Study(_Section):
     final_metric: str | None = None
     """The same on a split that no choice was made by; reported for the promoted ones."""
     goal: Literal["maximize", "minimize"] = "maximize"
-    space: Annotated[dict[str, Choice | Range], Field(min_length=1)]
+    objectives: tuple[Objective, ...] = ()
+    """In place of `metric`, `final_metric` and `goal`, which are then the first's; the best are a Pareto front."""
+    space: dict[str, Choice | Range] = {}
+    """Parameters and what they may be; none with an agent, which changes the program."""
     defaults: Params = {}
     """Parameters of the first attempt, to which the best is compared."""
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (1,)
@@ -103,6 +147,46 @@ class Study(_Section):
     budget: Budget
     proposer: ProposerConfig = ProposerConfig()
     early_stop: EarlyStop | None = None
+    agent: AgentConfig | None = None
+    environment: tuple[str, ...] | None = None
+    """Names of variables that attempts get beside plain ones such as PATH and the server's URL and key; unset: all, or
+    with an agent no others."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _first_objective(cls, given: dict[str, Any]) -> dict[str, Any]:
+        objectives = given.get("objectives")
+        if not isinstance(objectives, list) or not objectives or not isinstance(objectives[0], dict):
+            return given
+        both = {"metric", "final_metric", "goal"} & set(given)
+        if both:
+            raise ValueError(f"objectives stand in place of {', '.join(sorted(both))}")
+        return {**given, **cast("dict[str, Any]", objectives[0])}
+
+    @model_validator(mode="after")
+    def _check_objectives(self) -> "Study":
+        names = [each.metric for each in self.objectives]
+        if len(names) == 1 or len(set(names)) < len(names):
+            raise ValueError("objectives are two or more different metrics")
+        if names and self.early_stop is not None:
+            raise ValueError("[early_stop] compares by one metric; it goes without objectives")
+        if names and self.agent is not None:
+            raise ValueError("an [agent] is judged by one metric; it goes without objectives")
+        return self
+
+    @property
+    def goals(self) -> tuple[Objective, ...]:
+        """What attempts are compared by, one or several."""
+        one = Objective(metric=self.metric, final_metric=self.final_metric, goal=self.goal)
+        return self.objectives or (one,)
+
+    @model_validator(mode="after")
+    def _check_what_varies(self) -> "Study":
+        if self.agent is None and not self.space:
+            raise ValueError("there is nothing to vary: neither a [space] of parameters nor an [agent]")
+        if self.agent is not None and self.space:
+            raise ValueError("an [agent] changes the program; it goes without a [space]")
+        return self
 
     @model_validator(mode="after")
     def _check_defaults(self) -> "Study":

@@ -6,6 +6,7 @@ command = ["python", "attempt.py"]   # run here once an attempt; see openrl.rese
 metric = "accuracy"                  # what attempts report on the questions that choices are made by
 # final_metric = "final_accuracy"    # the same on questions that no choice was made by
 goal = "maximize"
+# objectives = [{metric = "accuracy", goal = "maximize"}, {metric = "num_tokens", goal = "minimize"}]  # in their place
 seeds = [1, 2, 3]                    # the first is everybody's; the best are run again with the others
 promote = 2
 parallel = 4
@@ -15,7 +16,7 @@ attempts = 24
 # gpu_seconds = 7200                 # as the server meters them
 # tokens = 50_000_000
 
-[space]
+[space]                              # or [agent], below
 rank = {values = [8, 16, 32]}
 learning_rate = {low = 1e-5, high = 1e-3, log = true}
 
@@ -29,4 +30,12 @@ kind = "tpe"                         # grid, random, tpe or gp
 # [early_stop]                       # successive halving (ASHA)
 # first_rung = 4
 # factor = 3
+
+# [agent]                            # in place of [space] and [defaults]: it changes the program
+# command = ["my-agent", "--print"]  # any command; the prompt is its standard input
+# researchers = 2
+# editable = ["attempt.py", "lib/**/*.py"]
+# attempts = 12                      # turns of each researcher
+# turn_timeout_s = 1800
+# environment = ["MY_AGENT_KEY"]     # variables it gets beside PATH, HOME and the like
 """
