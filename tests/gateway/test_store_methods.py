@@ -25,7 +25,7 @@ OF_ALL_TENANTS = {
         "live_runs", "new_requests", "objects_in_use", "prune", "record_snapshot", "run_log", "run_progress",
         "sessions_silent_since",
     },
-    "ledger": {"forget_losses", "losses_in_use", "spending"},
+    "ledger": {"forget_losses", "load", "losses_in_use", "spending"},
     "identities": {"create_tenant", "list_tenants", "set_tenant_disabled"},
     "quotas": {"clear_quota", "device_use", "list_quotas", "put_quota"},
 }  # fmt: skip
