@@ -66,7 +66,7 @@ def _mount_lines(
     installation = (Path(sys.prefix), Path(sys.base_prefix), Path(__file__).parents[2])
     for closed, shown in outer_directories(installation).items():
         mounts.append(f"mount -t tmpfs -o mode=0755 none {_inside(closed)}")
-        mounts += [f"mkdir -p {_inside(each)} && mount --rbind {_quoted(each)} {_inside(each)}" for each in shown]
+        mounts += [_shown(each) for each in shown]
     mounts.append(f"mount --bind {_quoted(hosts)} etc/hosts")
     mounts += _user_lines(program, root)
     for mount in program.mounts:
@@ -75,10 +75,18 @@ def _mount_lines(
             stubs.append(f"mkdir -p {place}")
         else:
             stubs.append(f"mkdir -p {_quoted(root / 'stubs' / Path(mount.target).parent.relative_to('/'))}; : >{place}")
-        mounts.append(f"mount --bind {_quoted(mount.source)} {_inside(Path(mount.target))}")
+        target = Path(mount.target)
+        mounts.append(f"mount --bind {_quoted(mount.source)} {_inside(target)}")
+        # A checkout below /tmp, where every pod has a volume.
+        mounts += [_shown(each) for each in installation if each.is_relative_to(target)]
         if mount.read_only:
-            mounts.append(f"mount -o remount,ro,bind {_inside(Path(mount.target))}")
+            mounts.append(f"mount -o remount,ro,bind {_inside(target)}")
     return stubs, mounts
+
+
+def _shown(path: Path) -> str:
+    """The line that makes a directory of the machine seen where something is mounted over it."""
+    return f"mkdir -p {_inside(path)} && mount --rbind {_quoted(path)} {_inside(path)}"
 
 
 def _user_lines(program: Program, root: Path) -> list[str]:
