@@ -110,4 +110,5 @@ def create_vllm_engine(
     headers = {} if key_file is None else {"Authorization": f"Bearer {key_file.read_text().strip()}"}
     settings = PoolSettings(config.vllm_urls, config.vllm_max_in_flight, config.vllm_request_s, headers)
     adapters = AdapterDirectory(directory, read_object)
+    adapters.clear_torn()
     return VllmSamplingEngine(settings, PoolFacts(model, adapters, config.resident_adapters, config.vllm_health_s))
