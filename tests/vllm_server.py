@@ -46,6 +46,7 @@ class VllmServer:
         # faults
         self.status: int | None = None  # of every answer, in place of what it would be
         self.completion_status: int | None = None
+        self.load_status: int | None = None  # of every answer to the loading of an adapter
         self.num_to_break_off = 0  # answers that end in the middle
         self.may_answer = threading.Event()  # completions wait for it
         self.may_answer.set()
@@ -114,6 +115,8 @@ class VllmServer:
         body = await request.json()
         name, path = body["lora_name"], body["lora_path"]
         self.loads[name] += 1
+        if self.load_status is not None:
+            return _error(self.load_status, "BadRequestError", "told to")
         if name in self.adapters:
             return _error(400, "InvalidUserInput", f"The lora adapter '{name}' has already been loaded.")
         if not (Path(path) / "adapter_config.json").is_file():

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,7 @@ class OtlpReceiver:
                         span_id=span.span_id.hex(),
                         parent_id=span.parent_span_id.hex(),
                         links=tuple(link.trace_id.hex() for link in span.links),
-                        attributes={each.key: each.value.string_value for each in span.attributes},
+                        attributes={each.key: _text(each.value) for each in span.attributes},
                         began_ns=span.start_time_unix_nano,
                         ended_ns=span.end_time_unix_nano,
                     )
@@ -86,3 +87,7 @@ class OtlpReceiver:
         with self._came:
             self.spans += found
             self._came.notify_all()
+
+
+def _text(value: AnyValue) -> str:
+    return str(value.int_value) if value.HasField("int_value") else value.string_value

@@ -119,10 +119,19 @@ def check_traces(server: LiveServer, receiver: OtlpReceiver) -> None:
     assert len(traces) == 3
     assert len([span for span in named(spans, *calls) if span.trace_id == TRACE_ID]) == 2
 
-    batches = named(spans, "batch forward_backward")
-    assert {link for batch in batches for link in batch.links} == {
-        span.trace_id for span in named(spans, "execute forward_backward")
-    }
+    receiver.wait_for(lambda spans: len(named(spans, "batch sample")) == 2)
+    for kind in ("forward_backward", "sample"):
+        links = {link for batch in named(spans, f"batch {kind}") for link in batch.links}
+        assert links == {span.trace_id for span in named(spans, f"execute {kind}")}
+    for batch in named(spans, "batch sample"):
+        assert {
+            name: int(batch.attributes[f"openrl.{name}"]) for name in ("num_prefill_tokens", "num_decode_steps")
+        } == {
+            "num_prefill_tokens": 3,
+            "num_decode_steps": 3,  # the first of four tokens comes from the prompt's end
+        }
+        assert int(batch.attributes["openrl.max_adapters"]) in (1, 2)
+    batches = named(spans, "batch forward_backward", "batch sample")
     assert not {batch.trace_id for batch in batches} & traces
     assert {span.service for span in spans} == set(SERVICES)
 

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import structlog
 
+from openrl.sampling.base import BatchPart
 from openrl.telemetry.logs import configure_logs
 from openrl.telemetry.metrics import create_worker_metrics
+from openrl.worker.deliverer import PendingOutcome
 from openrl.worker.work_watch import WorkWatch
 from tests.telemetry.fake_tracer import FakeTracer, trace_context
 from tests.worker.rig import RUN_ID, Rig, execute, open_run
@@ -56,6 +58,27 @@ def test_a_sample_is_a_span_of_its_requests_trace(tmp_path: Path):
     assert (span.name, span.parent, span.error) == ("execute sample", trace_context(1), "")
     assert span.attributes["openrl.request_id"] == "q"
     assert span.began_at <= span.ended_at
+
+
+def test_a_samples_part_in_the_batch_is_a_span_beside_its_trace(tmp_path: Path):
+    tracer = FakeTracer()
+    rig = Rig(tmp_path)
+    item = replace(rig.sample("q", [1, 2, 3]).item, tenant_id="alice", trace_context=trace_context(1))
+    watch = WorkWatch(create_worker_metrics(), tracer, clock=lambda: 100.0)
+    part = BatchPart(2.0, 3, 4, max_sequences=5, max_adapters=2, shared_with=(trace_context(2),))
+    watch.sampled(item, PendingOutcome("q", None, wall_s=3.0, item=item), part)
+    batch, execute_span = tracer.spans
+    assert (batch.name, batch.parent, batch.links) == ("batch sample", None, (trace_context(1), trace_context(2)))
+    assert (batch.began_at, execute_span.began_at, batch.ended_at) == (98.0, 97.0, 100.0)
+    assert execute_span.links == (batch.context,)
+    assert batch.attributes == {
+        "openrl.num_prefill_tokens": 3,
+        "openrl.num_decode_steps": 4,
+        "openrl.max_sequences": 5,
+        "openrl.max_adapters": 2,
+    }
+    watch.sampled(replace(item, trace_context=None), PendingOutcome("q", None), part)
+    assert len(tracer.spans) == 2
 
 
 def test_a_failed_request_is_a_failed_span(tmp_path: Path):

@@ -53,6 +53,19 @@ class SampleJob:
     prompt_alt_tokens_k: int = 0
     target_prompt_tokens: Int64Array | SparseCsr | None = None
     tenant_id: str = ""  # tenants get equal parts of the batch
+    trace_context: str | None = None  # its traceparent; None: nobody wants to know how it was computed
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPart:
+    """What a traced job had of the batch, from its first step to its end."""
+
+    seconds: float
+    num_prefill_tokens: int  # computed for it; once more after it gave its blocks up
+    num_decode_steps: int  # in which at least one of its samples decoded
+    max_sequences: int  # the most that it shared a step with, its own among them
+    max_adapters: int  # the most of one such step
+    shared_with: tuple[str, ...] = ()  # trace contexts of others that were there, some where they are many
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +76,7 @@ class FinishedSample:
     result: SampleResult | RequestFailed
     num_tokens: int  # prompt tokens computed + tokens generated
     device_s: float | None = None  # what it cost, where that is not the time of the steps
+    part: BatchPart | None = None  # of a traced job that this process computed
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from openrl.model.batch import BASE_SLOT
 from openrl.model.lora import AdapterBank
 from openrl.sampling.adapters import AdapterSlots
 from openrl.sampling.base import FinishedSample, HasNews, SampleJob, SamplingStats, no_news
+from openrl.sampling.batch_parts import BatchParts
 from openrl.sampling.batcher import Batcher, Fork, Slice
 from openrl.sampling.block_manager import BlockManager
 from openrl.sampling.burst import BurstLength
@@ -80,6 +81,7 @@ class PagedSamplingEngine:
         self._lengths = BurstLength(sizes.burst_s)
         self._turns = StepTurns(sizes.max_sequences, sizes.max_slowdown)
         self._clock = clock
+        self._parts = BatchParts(clock)
         self._requests: dict[str, ActiveRequest] = {}
         self._of_prompt: dict[int, ActiveRequest] = {}  # by arrival
         self._ended: list[FinishedSample] = []  # since the last step
@@ -98,6 +100,7 @@ class PagedSamplingEngine:
         self._num_arrived += 1
         self._requests[job.request_id] = request
         self._of_prompt[request.prompt.arrival] = request
+        self._parts.expect(request.prompt.arrival, job.trace_context)
         self._batcher.add(request.sequences)
 
     def cancel(self, request_id: str) -> None:
@@ -145,6 +148,7 @@ class PagedSamplingEngine:
         num_left = [] if forks or not is_decode else self._num_left(part)
         max_s = math.inf if tenants is None else self._turns.owed_s
         num_steps, reserved = self._reserve(part, num_left, max_s if len(part) == len(slices) else 0.0)
+        self._parts.enter(part)
         self._cache.copy(plan.copies)
         self._cache.clear([*plan.fresh_blocks, *reserved])
         if num_steps > 1 or (num_left and self._loop.takes_single_steps):
@@ -209,6 +213,8 @@ class PagedSamplingEngine:
             return not is_over and self._any_open(sequences)
 
         for found in self._loop.run(burst, goes_on):
+            if num_done:
+                self._parts.decode()
             rows = zip(sequences, requests, num_tokens, found.tokens_B.tolist(), found.logprobs_B.tolist(), strict=True)
             for sequence, request, count, token, logprob in rows:
                 if num_done < count and sequence.stop_reason is None and self._is_live(sequence):
@@ -331,11 +337,12 @@ class PagedSamplingEngine:
             sequences[row].topk_logprobs.append(values[index, :k])
 
     def _end(self, request: ActiveRequest, error: RequestFailed | None) -> None:
-        self._ended.append(request.finished(error))
+        self._ended.append(request.finished(error, self._parts.leave(request.prompt.arrival)))
         self._forget(request)
 
     def _forget(self, request: ActiveRequest) -> None:
         self._batcher.remove(request.prompt)
+        self._parts.leave(request.prompt.arrival)
         del self._requests[request.job.request_id]
         del self._of_prompt[request.prompt.arrival]
 

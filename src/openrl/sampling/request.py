@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from openrl.errors import RequestFailed
 from openrl.protocol.datum import SparseCsr
 from openrl.protocol.results import SampledSequence, SampleResult, TopkLogprobs
-from openrl.sampling.base import FinishedSample, SampleJob
+from openrl.sampling.base import BatchPart, FinishedSample, SampleJob
 from openrl.sampling.block_manager import DIGEST_BYTES
 from openrl.sampling.logits_processing import Processing, processing_of
 from openrl.sampling.prompt_logprobs import PromptScorer, first_scored_position
@@ -51,11 +51,11 @@ class ActiveRequest:
         """Whether all samples have ended."""
         return all(sequence.stop_reason is not None for sequence in self.sequences)
 
-    def finished(self, error: RequestFailed | None = None) -> FinishedSample:
-        """The report of a request that ended, or that failed with `error`."""
+    def finished(self, error: RequestFailed | None = None, part: BatchPart | None = None) -> FinishedSample:
+        """The report of a request that ended, or that failed with `error`; `part`: what it had of the batch."""
         num_tokens = len(self.prompt.tokens) - self.prompt.num_cached if self.prompt.has_started else 0
         num_tokens += sum(sequence.num_generated for sequence in self.sequences)
-        return FinishedSample(self.job.request_id, error or self._result(), num_tokens)
+        return FinishedSample(self.job.request_id, error or self._result(), num_tokens, part=part)
 
     def _result(self) -> SampleResult | RequestFailed:
         if self.scorer is None:

@@ -28,12 +28,17 @@ class VllmSamplingEngine:
     """See SamplingEngine."""
 
     def __init__(
-        self, settings: PoolSettings, facts: PoolFacts, clock: Callable[[], float] = time.perf_counter
+        self,
+        settings: PoolSettings,
+        facts: PoolFacts,
+        clock: Callable[[], float] = time.perf_counter,
+        on_close: Callable[[], None] = lambda: None,
     ) -> None:
         self.max_sequences = settings.max_in_flight * len(settings.urls)
         self._settings = settings
         self._facts = facts
         self._clock = clock
+        self._on_close = on_close
         self._tickets = itertools.count()
         self._open: dict[str, int] = {}  # ticket by request id; a request that was cancelled may come again
         self._ended: queue.SimpleQueue[tuple[int, FinishedSample]] = queue.SimpleQueue()
@@ -82,6 +87,7 @@ class VllmSamplingEngine:
         """Drop everything and end the thread."""
         self._call(self._pool.close)
         self._threads.shutdown()
+        self._on_close()
 
     def _start(self) -> None:
         ready: Future[asyncio.AbstractEventLoop] = Future()
@@ -101,13 +107,22 @@ class VllmSamplingEngine:
 
 
 def create_vllm_engine(
-    config: SamplingConfig, model: ModelFacts, directory: Path, read_object: ReadObject
+    config: SamplingConfig,
+    model: ModelFacts,
+    directory: Path,
+    read_object: ReadObject,
+    on_close: Callable[[], None] = lambda: None,
 ) -> VllmSamplingEngine:
-    """An engine over the servers of `sampling.vllm_urls`; `directory`: where this worker alone writes adapters."""
+    """An engine over the servers of `sampling.vllm_urls`.
+
+    `directory`: where this worker alone writes adapters; `on_close`: called when nothing of it is left.
+    """
     if not config.vllm_urls:
         raise InvalidRequest('sampling.engine is "vllm" and sampling.vllm_urls is empty; name at least one server')
     key_file = config.vllm_api_key_file
     headers = {} if key_file is None else {"Authorization": f"Bearer {key_file.read_text().strip()}"}
     settings = PoolSettings(config.vllm_urls, config.vllm_max_in_flight, config.vllm_request_s, headers)
     adapters = AdapterDirectory(directory, read_object)
-    return VllmSamplingEngine(settings, PoolFacts(model, adapters, config.resident_adapters, config.vllm_health_s))
+    adapters.clear_torn()
+    facts = PoolFacts(model, adapters, config.resident_adapters, config.vllm_health_s)
+    return VllmSamplingEngine(settings, facts, on_close=on_close)

@@ -5,6 +5,7 @@ again when it has no room for all adapters, so one may only be deleted when no s
 """
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import shutil
@@ -47,13 +48,21 @@ class AdapterDirectory:
         async with lock:
             return await asyncio.to_thread(self._write, key, self.path_of(name))
 
-    async def delete(self, name: str) -> None:
-        """No server has the name any more."""
-        await asyncio.to_thread(shutil.rmtree, self.path_of(name), ignore_errors=True)
+    async def delete(self, name: str, is_needed: Callable[[], bool]) -> None:
+        """No server has the name any more; nothing happens where it `is_needed` again by its turn."""
+        lock = self._locks.setdefault(name, asyncio.Lock())
+        async with lock:
+            if not is_needed():
+                await asyncio.to_thread(self._delete, self.path_of(name))
 
     def names(self) -> list[str]:
         """Everything here, also from before a restart."""
         return [path.name for path in self._root.glob(f"{_PREFIX}*")] if self._root.is_dir() else []
+
+    def clear_torn(self) -> None:
+        """Delete what a killed process was about to write or to delete; at the start, before anything else."""
+        for path in self._root.glob(f".{_PREFIX}*"):
+            shutil.rmtree(path, ignore_errors=True)
 
     def _write(self, key: str, path: Path) -> Path:
         if (path / CONFIG_FILE).is_file():
@@ -63,7 +72,7 @@ class AdapterDirectory:
         if missing:
             raise RequestFailed(f"the snapshot lacks {', '.join(missing)}", "server")
         refuse_head(files[WEIGHTS_FILE])
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
+        aside = _aside(path)
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         for name in (WEIGHTS_FILE, CONFIG_FILE):
@@ -71,6 +80,15 @@ class AdapterDirectory:
         shutil.rmtree(path, ignore_errors=True)
         aside.replace(path)  # all of it is there, or nothing
         return path
+
+    def _delete(self, path: Path) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            path.replace(_aside(path))  # all of it is gone, or nothing
+        shutil.rmtree(_aside(path), ignore_errors=True)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}")
 
 
 def refuse_head(weights: bytes) -> None:

@@ -78,7 +78,7 @@ class Pool:
             asyncio.TaskGroup() as group,
         ):
             self._group = group
-            events = ReplicaEvents(self._replica_changed, self._replica_lost, self._adapter_unloaded)
+            events = ReplicaEvents(self._replica_changed, self._replica_lost, self._clear)
             for url in self._settings.urls:
                 client = VllmClient(url, http, self._settings.request_s, self._settings.headers)
                 self._replicas[client.url] = Replica(client, self._facts, events)
@@ -181,6 +181,9 @@ class Pool:
             if not self._in_hand[tenant_id]:
                 del self._in_hand[tenant_id]
             self._settle(entry, task)
+            key = entry.job.sampler.adapter_key
+            if key is not None and entry.ticket not in self._entries:
+                self._clear(self._facts.adapters.name_of(key))  # where it could not be loaded nobody has it
 
         task.add_done_callback(settle)
 
@@ -217,17 +220,24 @@ class Pool:
         self._on_ended(entry.ticket, FinishedSample(request_id, outcome, num_tokens, device_s=entry.device_s))
 
     def _replica_changed(self, replica: Replica) -> None:
-        del replica
         self._dispatch()
+        if replica.condition != "away":  # what it lost, or a process that was killed left behind
+            for name in self._facts.adapters.names():
+                self._clear(name)
 
     def _replica_lost(self, replica: Replica) -> None:
         for entry in self._entries.values():
             if entry.replica is replica and entry.task is not None:
                 entry.task.cancel()
 
-    async def _adapter_unloaded(self, name: str) -> None:
-        if not any(replica.holds(name) for replica in self._replicas.values()):
-            await self._facts.adapters.delete(name)
+    def _clear(self, name: str) -> None:
+        """Delete an adapter's files in a moment, unless a server may need them."""
+        if not self._is_needed(name) and self._group is not None and not self._closing.is_set():
+            self._group.create_task(self._facts.adapters.delete(name, lambda: self._is_needed(name)))
+
+    def _is_needed(self, name: str) -> bool:
+        """Whether a server has an adapter, is about to have it, or has never said what it has."""
+        return any(replica.holds(name) or not replica.is_known for replica in self._replicas.values())
 
     def _measure(self) -> None:
         occupancies = [replica.occupancy for replica in self._replicas.values()]

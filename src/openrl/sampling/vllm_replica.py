@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -55,7 +55,7 @@ class ReplicaEvents:
 
     on_change: Callable[["Replica"], None]  # its condition is another
     on_lost: Callable[["Replica"], None]  # a check found it away: what it has in hand will not come back
-    on_unloaded: Callable[[str], Awaitable[None]]  # an adapter
+    on_unloaded: Callable[[str], None]  # an adapter
 
 
 class Replica:
@@ -65,6 +65,7 @@ class Replica:
         self.name = client.url
         self.condition: Condition = "away"
         self.fault = "it was not reached yet"
+        self.is_known = False  # it has said what it has of ours
         self.num_samples = 0  # in hand
         self.occupancy = Occupancy()
         self.meter = ServerMeter()
@@ -168,7 +169,7 @@ class Replica:
         for name in idle[: max(len(self._adapters) + 1 - self._facts.max_adapters, 0)]:
             if await self._unload(name):
                 self._adapters.pop(name, None)
-                await self._events.on_unloaded(name)
+                self._events.on_unloaded(name)
 
     async def _unload(self, name: str) -> bool:
         """Whether the server has forgotten it.
@@ -191,13 +192,13 @@ class Replica:
         base = next((model for model in served if model.parent is None), None)
         if base is None:
             raise _Unfit("it serves no base model")
+        self._adopt(served)
         for token in _PROBE_TOKENS:
             fault = fault_of_probe(token, await self._client.complete(probe_of(base.id, token)))
             if fault is not None:
                 raise _Unfit(fault)
         self._base_name = base.id
         self._max_model_len = base.max_model_len or self._facts.model.context_length
-        self._adopt(served)
         self._become("well", "")
 
     def _adopt(self, served: list[ServedModel]) -> None:
@@ -208,6 +209,7 @@ class Replica:
             del self._adapters[name]
         for name in sorted(ours & set(adapters.names())):
             self._adapters.setdefault(name)
+        self.is_known = True
 
     def _become(self, condition: Condition, fault: str) -> None:
         self.fault = fault

@@ -14,6 +14,7 @@ from openrl.model.peft_files import read_adapter
 from openrl.sampling.absent import AbsentSampling
 from openrl.sampling.engine import create_sampling_engine
 from openrl.sampling.vllm import create_vllm_engine
+from openrl.sampling.vllm_claim import ServerClaim
 from openrl.sampling.vllm_mapping import ModelFacts
 from openrl.store.base import Blobs
 from openrl.training.absent import AbsentTraining
@@ -68,10 +69,12 @@ def _create_with_vllm(info: BaseModelInfo, config: Config, blobs: Blobs, scratch
     else:
         training, max_pass_tokens = _create_training(_load(info, config), config, scratch_dir)
     # Under the worker's name: what is there is its own alone, also after a restart.
-    root = config.data_dir / config.sampling.vllm_adapter_dir / scratch_dir.parent.name / scratch_dir.name
+    shared, worker_id = config.data_dir / config.sampling.vllm_adapter_dir, scratch_dir.parent.name
+    root = shared / worker_id / scratch_dir.name
     facts = ModelFacts(info.vocab_size, info.context_length, read_eos_token_ids(info.path))
+    claim = ServerClaim(config.sampling.vllm_urls, shared, worker_id)
     sampling = create_vllm_engine(
-        config.sampling, facts, root, lambda key: read_patiently(lambda: blobs.get_object(key))
+        config.sampling, facts, root, lambda key: read_patiently(lambda: blobs.get_object(key)), claim.close
     )
     return Engines(info, training, sampling, max_pass_tokens, sampling.max_sequences)
 

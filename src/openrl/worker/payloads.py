@@ -94,6 +94,7 @@ class PayloadReader:
             prompt_alt_tokens_k=request.prompt_alt_tokens_k,
             target_prompt_tokens=None if target is None else int64_tensor(target),
             tenant_id=item.tenant_id,
+            trace_context=item.trace_context,
         )
 
     def _read_custom_loss(self, key: str) -> CustomLoss:

@@ -149,7 +149,7 @@ class SamplingLane:
         job = self._forget(sample.request_id)
         pending = self._pending(sample, job)
         if job is not None:
-            self._watch.sampled(job.item, pending)
+            self._watch.sampled(job.item, pending, sample.part)
         return pending
 
     def _pending(self, sample: FinishedSample, job: JobInHand | None) -> PendingOutcome:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 from openrl.errors import RequestFailed
 from openrl.rpc.messages import Execute, WorkItem
+from openrl.sampling.base import BatchPart
 from openrl.telemetry.metrics import WorkerMetrics
 from openrl.telemetry.tracing import Attributes, Tracer, span_attributes
 from openrl.worker.deliverer import PendingOutcome
@@ -44,10 +45,26 @@ class WorkWatch:
         attributes: Attributes = {"openrl.num_requests": len(pending), "openrl.num_tokens": num_tokens}
         batch.end(f"batch {command.kind}", now, attributes)
 
-    def sampled(self, item: WorkItem, outcome: PendingOutcome) -> None:
-        """A sample request was computed; it shared its steps with whatever else was there."""
-        if self._tracer is not None:
-            self._request_ended(self._tracer, item, outcome, self._clock())
+    def sampled(self, item: WorkItem, outcome: PendingOutcome, part: BatchPart | None = None) -> None:
+        """A sample request was computed: a span in its own trace, and one of its `part` in the batch.
+
+        The latter is in a trace of its own, linked with the request and with others that were there, of any tenant.
+        """
+        if self._tracer is None or item.trace_context is None:
+            return
+        now = self._clock()
+        if part is None:
+            self._request_ended(self._tracer, item, outcome, now)
+            return
+        batch = self._tracer.begin("batch", now - part.seconds, links=(item.trace_context, *part.shared_with))
+        self._request_ended(self._tracer, item, outcome, now, () if batch.context is None else (batch.context,))
+        attributes: Attributes = {
+            "openrl.num_prefill_tokens": part.num_prefill_tokens,
+            "openrl.num_decode_steps": part.num_decode_steps,
+            "openrl.max_sequences": part.max_sequences,
+            "openrl.max_adapters": part.max_adapters,
+        }
+        batch.end("batch sample", now, attributes)
 
     def _request_ended(
         self, tracer: Tracer, item: WorkItem, outcome: PendingOutcome, now: float, links: Sequence[str] = ()

@@ -9,7 +9,7 @@ import pytest
 
 from openrl.catalog import BaseModelInfo
 from openrl.config import Config, ModelConfig, SamplingConfig, WorkerConfig
-from openrl.errors import InvalidRequest
+from openrl.errors import InvalidRequest, Unavailable
 from openrl.rpc.messages import Cancel, ExecuteDone, Outcome, SampleDone, Shutdown
 from openrl.sampling.base import SamplingEngine
 from openrl.sampling.vllm import VllmSamplingEngine
@@ -103,6 +103,8 @@ def test_a_worker_that_only_samples_needs_no_weights(tiny_dirs: dict[str, Path],
     [engines] = create_engines(config_of(model, tmp_path, vllm.url), blobs, tmp_path / "data/scratch/w0").values()
     sampling = engines.sampling
     assert isinstance(sampling, VllmSamplingEngine)
+    with pytest.raises(Unavailable, match=f"{vllm.url} .worker 'w0'."):
+        create_engines(config_of(model, tmp_path, vllm.url), blobs, tmp_path / "data/scratch/w1")
     rig = PoolRig(tmp_path / "rig", sampling)
     rig.run(rig.sample("s", [1, 2, 3]))
     assert rig.outcomes()["s"].result_ref
