@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from openrl.research.journal import read_state
+from openrl.cli.research import run, status
+from openrl.errors import InvalidRequest
+from openrl.research.journal import Journal, read_state
 from tests.live_server import OPENRL, environment, openrl
 from tests.research.agents import write_agent_study
 from tests.research.studies import SPACE, write_study
@@ -72,6 +74,25 @@ def test_a_study_of_agents_that_is_killed_leaves_nothing_running_and_goes_on(tmp
     assert [each["attempt"] for each in events if each["event"] == "proposing"] == [2, 3, 3]
     assert "1: X is 3" in openrl("research", "status", str(directory)).stdout
     assert "1: X is 2" in openrl("research", "show", str(directory), "2").stdout
+
+
+def test_a_study_that_goes_by_the_servers_load_needs_a_server_and_says_how_many_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("TINKER_API_KEY", raising=False)
+    text = "parallel = 'auto'\nmax_parallel = 5\n[budget]\nattempts = 2\n" + SPACE
+    directory = write_study(tmp_path / "sums", text)
+    with pytest.raises(InvalidRequest, match='parallel = "auto" needs TINKER_BASE_URL'):
+        run(directory)
+    status(directory)
+    assert "0 running, up to 5 at once" in capsys.readouterr().out
+    with Journal(directory) as journal:
+        journal.append("packed", 0, wanted=3, why="there was room", num_running=2, at=1.0, device_duty=0.5)
+    status(directory)
+    assert "0 running, 3 of up to 5 at once: there was room" in capsys.readouterr().out
+    status(directory, as_json=True)
+    packing = json.loads(capsys.readouterr().out)["packing"]
+    assert (packing["wanted"], packing["device_duty"], packing["queue_wait_s"]) == (3, 0.5, None)
 
 
 def test_a_new_study_can_be_read_at_once(tmp_path: Path):

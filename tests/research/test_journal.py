@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openrl.errors import InvalidRequest
-from openrl.research.journal import JOURNAL_FILE, Journal, read_state
+from openrl.research.journal import JOURNAL_FILE, Journal, PackingRecord, read_state
 
 
 def fill(journal: Journal) -> None:
@@ -16,6 +16,7 @@ def fill(journal: Journal) -> None:
         journal.append("started", number, params={"x": number}, seed=1, is_promotion=False, at=1.0)
         journal.append("reported", number, step=1, values={"score": 0.5 * number})
     journal.append("metered", 1, gpu_seconds=2.5, tokens=100.0)
+    journal.append("packed", 0, wanted=2, why="there was room", num_running=1, at=1.5, device_duty=0.3)
     journal.append("ended", 1, state="done", reason="", at=2.0)
 
 
@@ -28,6 +29,7 @@ def test_what_was_appended_is_read_again(tmp_path: Path):
     state = read_state(tmp_path)
     assert [each.state for each in state.attempts.values()] == ["done", "interrupted"]
     assert (state.attempts[1].value("score"), state.usage.gpu_seconds, state.next_number) == (0.5, 2.5, 3)
+    assert state.packing == PackingRecord(1.5, 2, "there was room", 1, 0.3, None)
 
 
 @given(cut=st.integers(0, 2000))

@@ -2,16 +2,18 @@
 
 import asyncio
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import pytest
 
+from openrl.errors import Unavailable
 from openrl.research.evidence import compare, entries
 from openrl.research.journal import Journal, StudyState, Usage, read_state
 from openrl.research.meter import Meter, NoMeter
 from openrl.research.report import markdown_report
 from openrl.research.runner import Runner
+from openrl.research.server_load import Load
 from openrl.research.study import load_study
 from tests.research.studies import COMMAND, SPACE, params_of, write_study
 
@@ -120,3 +122,78 @@ async def test_a_model_finds_better_parameters_than_chance_and_never_repeats(tmp
     state = await run_study(write_study(tmp_path, text, COMMAND.replace("range(attempt.first_step, 4)", "range(1)")))
     assert len({repr(each.params) for each in state.attempts.values()}) == 12
     assert entries(load_study(tmp_path), state.attempts.values())[0].mean > 0
+
+
+class ToldLoad:
+    """A server whose load the test says."""
+
+    told: Load | Unavailable = Load(0.1, 0.0)
+
+    async def load(self) -> Load:
+        if isinstance(self.told, Unavailable):
+            raise self.told
+        return self.told
+
+
+@pytest.fixture
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("openrl.research.packer.LOOK_S", 0.02)
+    monkeypatch.setattr("openrl.research.packing.HOLD_S", 0.2)
+
+
+async def until(condition: Callable[[], bool], running: asyncio.Task[None]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.02)
+            assert not running.done()
+
+
+@pytest.mark.usefixtures("_soon")
+async def test_as_many_run_at_once_as_the_server_has_room_for(tmp_path: Path):
+    waits = "import pathlib, time\n" + COMMAND + "while not pathlib.Path(f'go{x}').exists():\n    time.sleep(0.02)\n"
+    text = (
+        "parallel = 'auto'\nmax_parallel = 3\n[proposer]\nkind = 'grid'\n[budget]\nattempts = 5\n"
+        "[space]\nx = {values = [1, 2, 3, 4, 5, 6]}\nkind = {values = ['a']}\n"
+    )
+    directory, source = write_study(tmp_path, text, waits), ToldLoad()
+    with Journal(directory) as journal:
+        attempts = journal.state.attempts
+        running = asyncio.create_task(
+            Runner(directory, load_study(directory), journal, NoMeter(), load=source).run()
+        )  # fmt: skip
+        await until(lambda: len(attempts) == 3 and all(each.reports for each in attempts.values()), running)
+        source.told = Load(1.0, 30.0)
+        await until(lambda: journal.state.packings[-1].wanted == 1, running)
+        assert [each.state for each in attempts.values()] == ["running"] * 3, "none is ended for the queue's sake"
+        for x in (1, 2):
+            (directory / f"go{x}").touch()
+        await until(lambda: sum(each.state == "done" for each in attempts.values()) == 2, running)
+        source.told = Unavailable("nobody is there")
+        await until(lambda: journal.state.packings[-1].why == "nobody is there", running)
+        assert len(attempts) == 3, "nothing came in the place of those that ended"
+        for x in (3, 4, 5):
+            (directory / f"go{x}").touch()
+        await running
+    state = read_state(directory)
+    assert [each.state for each in state.attempts.values()] == ["done"] * 5
+    assert [each.wanted for each in state.packings] == [1, 2, 3, 2, 1, 1]
+    assert (state.packings[1].device_duty, state.packings[1].num_running) == (0.1, 1)
+    told = markdown_report(load_study(directory), state)
+    assert "devices were 100% busy and the queue never under 30.0 s" in told
+
+
+@pytest.mark.usefixtures("_soon")
+async def test_an_interrupted_study_goes_on_with_as_many_as_before_and_stays_within_its_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("openrl.research.runner._METER_S", 0.05)
+    text = "parallel = 'auto'\nmax_parallel = 2\n[budget]\nattempts = 50\ngpu_seconds = 45\n" + SPACE
+    directory = write_study(tmp_path, text)
+    with Journal(directory) as journal:
+        journal.append("packed", 0, wanted=4, why="there was room", num_running=4, at=1.0)
+        study = load_study(directory)
+        await Runner(directory, study, journal, ChargingMeter(), load=ToldLoad()).run()
+    state = read_state(directory)
+    assert 5 <= len(state.attempts) <= 7
+    assert {each.wanted for each in state.packings[1:]} == {2}
+    assert state.packings[1].why == "as before the interruption"

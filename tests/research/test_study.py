@@ -24,6 +24,8 @@ BUDGET = "[budget]\nattempts = 4\n"
         (BUDGET + SPACE + "[defaults]\nx = 1\n", "defaults lack kind"),
         (BUDGET + SPACE + "[defaults]\ny = 1\n", "defaults.y is not in the space"),
         (BUDGET + SPACE + "[proposer]\nkind = 'magic'\n", "proposer.kind"),
+        ("parallel = 'many'\n" + BUDGET + SPACE, "parallel"),
+        ("parallel = 'auto'\nmax_parallel = 0\n" + BUDGET + SPACE, "max_parallel"),
         ("paralel = 3\n" + BUDGET + SPACE, "paralel"),
         ("= 3", "is not TOML"),
     ],

@@ -89,6 +89,20 @@ def test_an_attempt_that_begins_shows_without_reload(browser: Browser, url: str,
         assert not visited.complaints
 
 
+def test_how_many_run_at_once_and_why_is_said_and_follows_the_server(browser: Browser, url: str, shelf: Path):
+    directory = write_sample_study(shelf / "packed", 3, 6, num_running=0)
+    file = directory / "study.toml"
+    file.write_text(file.read_text().replace("parallel = 4", 'parallel = "auto"'))
+    with visit(browser, f"{url}#/packed") as visited, Journal(directory) as journal:
+        about = visited.page.locator(".about")
+        expect(about).to_contain_text("up to 16 at once")
+        for wanted in (1, 2):
+            journal.append("packed", 0, wanted=wanted, why=f"why {wanted}", num_running=1, at=1.0)
+            expect(about).to_contain_text(f"{wanted} of up to 16 at once: why {wanted}")
+        assert visited.page.locator("table.attempts tbody tr").count() == 3
+        assert not visited.complaints
+
+
 def test_the_index_leads_to_a_study_whose_table_sorts(browser: Browser, url: str):
     with visit(browser, url) as visited:
         page = visited.page

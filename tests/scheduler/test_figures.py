@@ -53,3 +53,19 @@ def test_the_age_of_what_a_replay_would_do_again_starts_with_its_loading():
 def test_an_empty_state_has_no_figures():
     figures = SchedulerState(1.0).figures(5.0, 5.0)
     assert (figures.num_workers, figures.num_live_runs, figures.unsaved) == (0, 0, {})
+
+
+def test_the_queues_wait_is_that_of_what_a_worker_with_room_could_take():
+    world = World()
+    runs = [world.add_run(run_row(f"r{number}", f"t{number % 2}")) for number in range(6)]
+    world.submit(*(training_row(run, 0, "create_model") for run in runs))
+    assert world.state.queue_wait_s(world.now, 30.0) == 0.0, "no worker has the model"
+    world.join()
+    world.settle()
+    world.submit(*(training_row(runs[0], seq_id, "forward_backward", position=seq_id) for seq_id in (1, 2)))
+    assert world.state.queue_wait_s(world.now + 5.0, 30.0) == 0.0, "the second is behind its own run's first"
+    for position, run in enumerate(runs[1:], 3):
+        world.submit(training_row(run, 1, "forward_backward", position=position))
+    assert world.state.queue_wait_s(world.now + 5.0, 30.0) >= 5.0
+    world.settle()
+    assert world.state.queue_wait_s(world.now + 5.0, 30.0) == 0.0

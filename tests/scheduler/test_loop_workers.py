@@ -1,11 +1,14 @@
 """Workers that are lost, stuck, draining or handed over."""
 
 import asyncio
+import time
 from dataclasses import replace
+
+import pytest
 
 from openrl.config import SchedulerConfig
 from openrl.rpc.messages import Execute, OpenRun, Ping, SetDraining, Shutdown, WorkerDraining, WorkerStats
-from openrl.store.cluster import SchedulerStatus, Signal
+from openrl.store.cluster import Load, SchedulerStatus, Signal
 from tests.scheduler.site import MODEL, FakeWorker, site
 
 
@@ -108,6 +111,23 @@ async def test_the_status_tells_what_is_served():
         await worker.connection.close()
         await asyncio.sleep(0.05)
         assert await s.store.cluster.status() == SchedulerStatus()
+
+
+async def test_the_status_tells_how_busy_workers_are(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("openrl.scheduler.duty.LEAST_S", 0.1)
+    async with site() as s:
+        worker = s.attach()
+        await s.finished("r/0")
+        async with asyncio.timeout(60):
+            while s.scheduler.status().load != Load(1.0, 0.0):
+                await worker.connection.send(replace(stats(0.0), busy_sample_s=2 * time.monotonic()))
+                await asyncio.sleep(0.02)
+            while (await s.store.cluster.status()).load != Load(1.0, 0.0):
+                await asyncio.sleep(0.02)
+        await worker.connection.close()
+        async with asyncio.timeout(60):
+            while s.scheduler.status().load != Load():
+                await asyncio.sleep(0.02)
 
 
 def stats(step_age_s: float) -> WorkerStats:

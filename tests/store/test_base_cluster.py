@@ -4,7 +4,7 @@ import asyncio
 
 from openrl.errors import InvalidRequest, LeaseLost, NotFound
 from openrl.store.base import Store, TenantRow
-from openrl.store.cluster import Demand, HourOfWork, Lease, Pause, SchedulerStatus, Signal, WorkerStatus
+from openrl.store.cluster import Demand, HourOfWork, Lease, Load, Pause, SchedulerStatus, Signal, WorkerStatus
 from openrl.store.identities import OPERATOR
 from tests.store.expectations import refused_as, start_run
 from tests.store.rows_for_tests import ALICE, BOB, done, request, run, sample, sampler, session
@@ -185,6 +185,12 @@ async def test_the_status_tells_of_every_worker(store: Store):
     worker = WorkerStatus("pod-0", "trainers", "train", ("tiny",), "draining", 3, 7)
     await store.cluster.publish_status(SchedulerStatus(num_workers=1, workers=(worker,)))
     assert (await store.cluster.status()).workers == (worker,)
+
+
+async def test_the_status_tells_of_the_load(store: Store):
+    loaded = SchedulerStatus(num_workers=1, load=Load(0.25, 1.5))
+    await store.cluster.publish_status(loaded)
+    assert await store.cluster.status() == loaded
 
 
 async def test_demand_is_what_waits_and_what_is_live_of_all_tenants(store: Store):

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 from collections.abc import Coroutine
+from dataclasses import asdict
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +21,7 @@ from openrl.research.journal import ENDED, Journal, StudyState, read_state
 from openrl.research.kept import kept_numbers, what_and_why
 from openrl.research.keys import Keys, OwnKey, ProjectKeys
 from openrl.research.meter import Meter, NoMeter, ServerMeter
+from openrl.research.server_load import LoadSource, ServerLoad
 from openrl.research.study import STOP_FILE, STUDY_FILE, Study, load_study
 from openrl.research.template import TEMPLATE
 from openrl.telemetry.logs import configure_logs
@@ -75,7 +77,8 @@ def status(directory: DirectoryArgument, as_json: JsonOption = False) -> None:
     """What every attempt has come to."""
     study, state = load_study(directory), read_state(directory)
     if as_json:
-        shown = {"study": study.name, "metric": study.metric, "attempts": _status(study, state)}
+        packing = None if state.packing is None else asdict(state.packing)
+        shown = {"study": study.name, "metric": study.metric, "attempts": _status(study, state), "packing": packing}
         typer.echo(json.dumps(shown))
         return
     metrics, front = [each.metric for each in study.goals], front_numbers(study, state.attempts.values())
@@ -95,6 +98,7 @@ def status(directory: DirectoryArgument, as_json: JsonOption = False) -> None:
         f"{used.gpu_seconds:.0f} of {budget.gpu_seconds or 'unbounded'} GPU-seconds, "
         f"{used.tokens:.0f} of {budget.tokens or 'unbounded'} tokens"
     )
+    typer.echo(_at_once(study, state))
 
 
 @research_app.command()
@@ -144,11 +148,13 @@ def _run(directory: Path) -> None:
     _check_extra()
     from openrl.research.runner import Runner  # noqa: PLC0415  (needs the extra `research`)
 
-    configure_logs("research", "info")
     study = load_study(directory)
+    load = _load(study)
+    configure_logs("research", "info")
     (directory / STOP_FILE).unlink(missing_ok=True)
     with Journal(directory) as journal:
-        asyncio.run(_run_until_signalled(Runner(directory, study, journal, _meter(study), _keys(study)).run()))
+        runner = Runner(directory, study, journal, _meter(study), _keys(study), load)
+        asyncio.run(_run_until_signalled(runner.run()))
     typer.echo(f"`openrl research report {directory}` says what was found")
 
 
@@ -175,12 +181,31 @@ def _meter(study: Study) -> Meter:
     return NoMeter()
 
 
+def _load(study: Study) -> LoadSource | None:
+    if study.parallel != "auto":
+        return None
+    url, key = os.environ.get("TINKER_BASE_URL"), os.environ.get("TINKER_API_KEY")
+    if not url or not key:
+        raise InvalidRequest('parallel = "auto" needs TINKER_BASE_URL and TINKER_API_KEY: whose load it goes by')
+    return ServerLoad(url, key)
+
+
 def _keys(study: Study) -> Keys:
     """What an agent wrote gets a key of its attempt's project; other attempts have the caller's."""
     url, key = os.environ.get("TINKER_BASE_URL"), os.environ.get("TINKER_API_KEY")
     if study.agent is None or not url or not key:
         return OwnKey()
     return ProjectKeys(url, key, study.attempt_timeout_s + _KEY_GRACE_S)
+
+
+def _at_once(study: Study, state: StudyState) -> str:
+    """How many run at once, how many may, and why."""
+    running = sum(each.state == "running" for each in state.attempts.values())
+    if study.parallel != "auto":
+        return f"{running} running, {study.parallel} at once"
+    if state.packing is None:
+        return f"{running} running, up to {study.max_parallel} at once as the server has room"
+    return f"{running} running, {state.packing.wanted} of up to {study.max_parallel} at once: {state.packing.why}"
 
 
 def _status(study: Study, state: StudyState) -> list[dict[str, object]]:

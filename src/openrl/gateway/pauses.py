@@ -22,7 +22,7 @@ class Pauses:
 
     async def pause_of(self, tenant_id: str, request_id: str) -> Pause | None:
         """Why the tenant's request has not finished; None: it is just under way."""
-        status = await self._status.get("", "", self._read_status)
+        status = await self.status()
         if tenant_id in status.pauses:
             return status.pauses[tenant_id]
         is_partly_paused = any(key.startswith(f"{tenant_id}/") for key in status.pauses)
@@ -36,6 +36,10 @@ class Pauses:
             return Pause("paused_capacity", reason)
         project_id = await self._book.project_of(tenant_id, row.session_id)
         return status.pauses.get(f"{tenant_id}/{project_id}")
+
+    async def status(self) -> SchedulerStatus:
+        """What the scheduler has published."""
+        return await self._status.get("", "", self._read_status)
 
     async def _read_status(self, _: str, __: str) -> SchedulerStatus:
         return await self._store.cluster.status()

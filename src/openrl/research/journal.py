@@ -61,14 +61,27 @@ class AttemptRecord:
         return next((values[metric] for _, values in reversed(self.reports) if metric in values), None)
 
 
+@dataclass(frozen=True, slots=True)
+class PackingRecord:
+    """A decision of how many attempts run at once."""
+
+    at: float
+    wanted: int
+    why: str
+    num_running: int
+    device_duty: float | None  # that the server told of then
+    queue_wait_s: float | None
+
+
 @dataclass(slots=True)
 class StudyState:
     """All attempts by number."""
 
     attempts: dict[int, AttemptRecord] = field(default_factory=dict[int, AttemptRecord])
+    packings: list[PackingRecord] = field(default_factory=list[PackingRecord])  # where `parallel` is "auto"
 
     def apply(self, event: Mapping[str, Any]) -> None:
-        """One line of the journal."""
+        """One line of the journal; what is about no attempt has the number 0."""
         number: int = event["attempt"]
         match event["event"]:
             case "proposing":
@@ -95,8 +108,17 @@ class StudyState:
                 why = event.get("why", now.why)
                 ended = replace(now, state=event["state"], ended_at=event["at"], reason=event["reason"], why=why)
                 self.attempts[number] = ended
+            case "packed":
+                signals = event.get("device_duty"), event.get("queue_wait_s")
+                packing = PackingRecord(event["at"], event["wanted"], event["why"], event["num_running"], *signals)
+                self.packings.append(packing)
             case _:
                 raise InvalidRequest(f"event {event['event']!r} in the journal is not of this version")
+
+    @property
+    def packing(self) -> PackingRecord | None:
+        """The last decision."""
+        return self.packings[-1] if self.packings else None
 
     @property
     def usage(self) -> Usage:

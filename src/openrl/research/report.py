@@ -27,11 +27,25 @@ def markdown_report(study: Study, state: StudyState) -> str:
     lines += _what_mattered(study, state)
     if study.agent is not None:
         lines += ["## What was tried and why", "", *_tried(study, state), ""]
+    lines += _at_once(study, state)
     lost = [each for each in attempts if each.state in ("failed", "stopped")] if study.agent is None else []
     if lost:
         rows = [f"| {each.number} | {each.state} | {each.reason} | `{json.dumps(each.params)}` |" for each in lost]
         lines += ["## Stopped and failed", "", "| attempt | state | why | parameters |", "|---|---|---|---|", *rows, ""]
     return "\n".join(lines)
+
+
+def _at_once(study: Study, state: StudyState) -> list[str]:
+    """How many attempts the server had room for."""
+    if not state.packings:
+        return []
+    began_at = state.packings[0].at
+    rows = [
+        f"| {(each.at - began_at) / 60:.1f} | {each.wanted} | {each.num_running} | {each.why} |"
+        for each in state.packings[-_NUM_SHOWN:]
+    ]
+    head = ["| minute | wanted | running then | why |", "|---|---|---|---|"]
+    return [f"## How many at once (up to {study.max_parallel})", "", *head, *rows, ""]
 
 
 def _summary(study: Study, state: StudyState) -> str:

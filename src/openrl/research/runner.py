@@ -17,9 +17,11 @@ from openrl.research.evidence import promoted
 from openrl.research.journal import ENDED, AttemptRecord, AttemptState, Journal
 from openrl.research.keys import Keys, OwnKey
 from openrl.research.meter import Meter
+from openrl.research.packer import Packer
 from openrl.research.processes import Kept, chosen_environment, start
 from openrl.research.proposer import Proposer
 from openrl.research.researchers import NoChange, Researchers, next_researcher
+from openrl.research.server_load import LoadSource
 from openrl.research.study import STOP_FILE as STUDY_STOP_FILE
 from openrl.research.study import AgentConfig, Params, Study
 from openrl.research.turn import last_lines
@@ -59,7 +61,16 @@ class Next:
 class Runner:
     """One study in one directory; `run` may be cut off at any moment and be called again by another process."""
 
-    def __init__(self, directory: Path, study: Study, journal: Journal, meter: Meter, keys: Keys | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        study: Study,
+        journal: Journal,
+        meter: Meter,
+        keys: Keys | None = None,
+        load: LoadSource | None = None,
+    ) -> None:
+        """`load` is asked where the study leaves open how many attempts run at once."""
         self._directory = directory.absolute()
         self._study = study
         self._journal = journal
@@ -71,25 +82,26 @@ class Runner:
         self._running: set[asyncio.Task[None]] = set()
         agent = study.agent
         self._researchers = Researchers(directory, study, agent, journal) if agent is not None else None
-        self._places = asyncio.Semaphore(study.parallel)
+        self._packer = Packer(study, journal, load)
 
     async def run(self) -> None:
         """Until the budget is used up, nothing is left to try, or somebody stops it; running attempts end first."""
         async with asyncio.TaskGroup() as tasks:
-            metering = tasks.create_task(self._meter_for_ever())
+            background = [tasks.create_task(self._meter_for_ever()), tasks.create_task(self._packer.run())]
             while True:
                 while len(self._running) < self._max_tasks and (upcoming := self._next()) is not None:
                     self._start(tasks, upcoming)
                 if not self._running:
                     break
-                await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
-            metering.cancel()
+                await asyncio.wait((*self._running, self._packer.changed()), return_when=asyncio.FIRST_COMPLETED)
+            for task in background:
+                task.cancel()
         await self._read_meter()
 
     @property
     def _max_tasks(self) -> int:
         """Agents think while others' attempts run; those wait for a place."""
-        return self._study.parallel if self._study.agent is None else self._study.agent.researchers
+        return self._packer.wanted if self._study.agent is None else self._study.agent.researchers
 
     def _start(self, tasks: asyncio.TaskGroup, upcoming: Next) -> None:
         if upcoming.needs_turn:
@@ -200,7 +212,7 @@ class Runner:
     async def _run_attempt(self, upcoming: Next) -> None:
         home = self._home(upcoming.number)
         try:
-            async with self._places, self._keys.key(self.project_id(upcoming.number)) as key:
+            async with self._packer.place(upcoming.number), self._keys.key(self.project_id(upcoming.number)) as key:
                 state, reason = await self._run_command(upcoming, home, key)
         except OpenRLError as error:
             state, reason = "failed", str(error)

@@ -140,8 +140,10 @@ class Study(_Section):
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (1,)
     """The first is everybody's; the best `promote` run again with the others."""
     promote: int = Field(default=3, ge=1)
-    parallel: int = Field(default=1, ge=1, le=256)
-    """Attempts at once."""
+    parallel: Annotated[int, Field(ge=1, le=256)] | Literal["auto"] = 1
+    """Attempts at once; "auto": as many as keep the server's devices busy, by its own signals."""
+    max_parallel: int = Field(default=16, ge=1, le=256)
+    """The most that "auto" runs at once."""
     attempt_timeout_s: float = Field(default=3600.0, gt=0)
     """An attempt that takes longer has failed."""
     budget: Budget

@@ -9,7 +9,8 @@ goal = "maximize"
 # objectives = [{metric = "accuracy", goal = "maximize"}, {metric = "num_tokens", goal = "minimize"}]  # in their place
 seeds = [1, 2, 3]                    # the first is everybody's; the best are run again with the others
 promote = 2
-parallel = 4
+parallel = 4                         # attempts at once; "auto": as many as keep the server's devices busy
+# max_parallel = 16                  # the most that "auto" runs at once
 
 [budget]
 attempts = 24

@@ -26,6 +26,7 @@ from openrl.rpc.messages import (
 )
 from openrl.rpc.transport import Connection
 from openrl.scheduler.actions import Action, SendCommand
+from openrl.scheduler.duty import DutyMeter
 from openrl.scheduler.events import (
     DrainAsked,
     Event,
@@ -45,7 +46,7 @@ from openrl.scheduler.state import SchedulerState
 from openrl.scheduler.store_writer import StoreWriter, retried
 from openrl.scheduler.watch import Watch
 from openrl.store.base import Blobs, Store
-from openrl.store.cluster import SchedulerStatus
+from openrl.store.cluster import Load, SchedulerStatus
 from openrl.store.patient_clock import PatientClock
 from openrl.store.quotas import default_limits
 from openrl.telemetry.metrics import create_metrics
@@ -85,6 +86,7 @@ class Scheduler:
         self._outboxes: dict[str, asyncio.Queue[Command]] = {}
         self._executing: dict[int, str] = {}  # the workers that hold these Executes
         self._stats: dict[str, WorkerStats] = {}
+        self._duty = DutyMeter()
         self._num_joined = 0
         self._is_draining = False
         self._is_stopped = False
@@ -180,7 +182,8 @@ class Scheduler:
     def status(self) -> SchedulerStatus:
         """What gateways and operators want to know."""
         models = tuple(sorted(self._state.base_models()))
-        return SchedulerStatus(models, self._state.pauses(), len(self._outboxes), self._state.workers())
+        load = Load(self._duty.duty(), self._state.queue_wait_s(time.monotonic(), self._clock()))
+        return SchedulerStatus(models, self._state.pauses(), len(self._outboxes), self._state.workers(), load)
 
     def _put(self, event: Event) -> None:
         self._events.append(event)
@@ -278,6 +281,7 @@ class Scheduler:
                     return
                 case WorkerStats():
                     self._stats[worker_id] = message
+                    self._duty.saw(worker_id, message, time.monotonic())
                 case WorkerLeaving():
                     _log.info("worker left", worker_id=worker_id)
                     return
@@ -296,6 +300,7 @@ class Scheduler:
     def _worker_left(self, worker_id: str) -> None:
         del self._outboxes[worker_id]
         self._stats.pop(worker_id, None)
+        self._duty.left(worker_id)
         self._no_longer_executing([work_id for work_id, holder in self._executing.items() if holder == worker_id])
         self._put(WorkerGone(worker_id))
         if not self._outboxes:

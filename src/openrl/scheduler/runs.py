@@ -103,6 +103,13 @@ class Runs:
         for run in self._runs.values():
             yield from run.waiting.values()
 
+    def waits(self, now: float, utc: float) -> Iterator[tuple[RequestRow, float]]:
+        """The next request of each run of which no worker has any, and how long it has been the next."""
+        for run in self._runs.values():
+            head = None if run.sent else run.head()
+            if head is not None and not head[1]:
+                yield head[0], min(utc - head[0].created_at, now - run.changed_at)
+
     def unsaved(self, now: float) -> dict[str, Unsaved]:
         """By worker, what would be lost with it and done again."""
         found = {worker_id: Unsaved() for worker_id in self._fleet.workers}

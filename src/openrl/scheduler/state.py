@@ -114,6 +114,20 @@ class SchedulerState:
         figures.add_waiting(self._samples.waiting(), utc)
         return figures
 
+    def queue_wait_s(self, now: float, utc: float) -> float:
+        """How long the first has waited of what could be sent if a worker had room; `now` and `utc` as for `handle`.
+
+        What waits for a quota, for a model that no worker has, or for its own run's requests is not among it.
+        """
+        models, pauses = self.base_models(), self.pauses()
+        paused = {key.partition("/")[0] for key in pauses}
+        ready = [
+            *self._runs.waits(now, utc),
+            *((request, utc - request.created_at) for request in self._samples.waiting()),
+        ]
+        waits = [wait_s for row, wait_s in ready if row.tenant_id not in paused and row.base_model in models]
+        return round(max(0.0, *waits, 0.0), 1)
+
     def _quotas_read(self, event: QuotasRead) -> None:
         gate = self._fleet.gate
         gate.set_quotas(event.quotas)

@@ -52,6 +52,14 @@ class WorkerStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class Load:
+    """How full the installation is, all tenants together."""
+
+    device_duty: float | None = None  # 0 to 1: lately, the mean over workers; None while none has told
+    queue_wait_s: float = 0.0  # of what could be sent if a worker had room, how long the first has waited
+
+
+@dataclass(frozen=True, slots=True)
 class SchedulerStatus:
     """What others want to know of the scheduler."""
 
@@ -59,6 +67,7 @@ class SchedulerStatus:
     pauses: Mapping[str, Pause] = field(default_factory=dict[str, Pause])  # by tenant id
     num_workers: int = 0
     workers: tuple[WorkerStatus, ...] = ()
+    load: Load = Load()
 
     def serves(self, base_model: str, side: Side) -> bool:
         """Whether a worker takes requests of this kind."""

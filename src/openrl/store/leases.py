@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import Connection, and_, delete, or_, select, text, update
 
 from openrl.errors import LeaseLost
-from openrl.store.cluster import Lease, Pause, SchedulerStatus, WorkerStatus
+from openrl.store.cluster import Lease, Load, Pause, SchedulerStatus, WorkerStatus
 from openrl.store.schema import leases, scheduler_status
 
 _NOW = {
@@ -15,6 +15,7 @@ _NOW = {
 }
 _NOBODY = ""
 _WORKER_FIELDS = tuple(each.name for each in fields(WorkerStatus))
+_LOAD_FIELDS = tuple(each.name for each in fields(Load))
 
 
 def acquire(connection: Connection, name: str, holder: str, address: str, ttl_s: float) -> Lease | None:
@@ -82,9 +83,11 @@ def read_status(connection: Connection) -> SchedulerStatus:
     if body is None:
         return SchedulerStatus()
     pauses = {tenant_id: Pause(**pause) for tenant_id, pause in body["pauses"].items()}
-    # A leader of an earlier version does not tell of its workers; one of a later version may tell more of them.
+    # A leader of an earlier version may tell less than this, one of a later version more.
     workers = tuple(_worker_status(each) for each in body.get("workers", ()))
-    return SchedulerStatus(tuple(body["base_models"]), pauses, body["num_workers"], workers)
+    told: dict[str, Any] = body.get("load", {})
+    load = Load(**{name: told[name] for name in _LOAD_FIELDS if name in told})
+    return SchedulerStatus(tuple(body["base_models"]), pauses, body["num_workers"], workers, load)
 
 
 def _worker_status(told: dict[str, Any]) -> WorkerStatus:

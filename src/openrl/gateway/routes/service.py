@@ -37,6 +37,12 @@ async def get_server_capabilities(call: Call) -> Response:
     return json_reply({"supported_models": models})
 
 
+async def get_load(call: Call) -> Response:
+    """How full the server is, all tenants together; for clients that choose how much to ask of it at once."""
+    load = (await call.gateway.pauses.status()).load
+    return json_reply({"device_duty": load.device_duty, "queue_wait_s": load.queue_wait_s})
+
+
 async def healthz(_: Call) -> Response:
     """The process answers, and so does its loop."""
     return json_reply({"status": "ok"})
@@ -54,6 +60,7 @@ ROUTES = (
     Route("POST", "/client/config", client_config, "read", body=ClientConfigRequest),
     Route("POST", "/client/dynamic_config", client_dynamic_config, "read", body=ClientConfigRequest),
     Route("GET", "/get_server_capabilities", get_server_capabilities, "read"),
+    Route("GET", "/load", get_load, "read"),
     Route("GET", "/healthz", healthz, "read", is_public=True),
     Route("GET", "/startupz", healthz, "read", is_public=True),
     Route("GET", "/livez", healthz, "read", is_public=True),

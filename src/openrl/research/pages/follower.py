@@ -88,7 +88,8 @@ class Follower:
     @property
     def state(self) -> StudyState:
         """As `read_state` gives it."""
-        return StudyState({number: self._seen(each) for number, each in self._state.attempts.items()})
+        attempts = {number: self._seen(each) for number, each in self._state.attempts.items()}
+        return StudyState(attempts, self._state.packings)
 
     def changed_since(self, after: Cursor | None) -> list[int] | None:
         """Attempts that whoever saw `after` has to see again; None: all of them, and those it had are void.

@@ -24,6 +24,8 @@ def study_view(
         "command": list(study.command),
         "proposer": study.proposer.kind,
         "parallel": study.parallel,
+        "max_parallel": study.max_parallel,
+        "packing": None if state.packing is None else {"wanted": state.packing.wanted, "why": state.packing.why},
         "seeds": list(study.seeds),
         "space": [_axis(name, space) for name, space in study.space.items()],
         "defaults": study.defaults or None,

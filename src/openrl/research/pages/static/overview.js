@@ -15,7 +15,7 @@ export function overview() {
       title.textContent = study.name;
       state.textContent = study.state;
       state.className = `state ${study.state}`;
-      about.textContent = `${study.goal === "maximize" ? "Maximizes" : "Minimizes"} ${study.metric}, ${study.proposer} search over ${study.space.length} parameters, ${study.parallel} at once`;
+      about.textContent = `${study.goal === "maximize" ? "Maximizes" : "Minimizes"} ${study.metric}, ${study.proposer} search over ${study.space.length} parameters, ${atOnce(study)}`;
       tiles.replaceChildren(...tilesOf(study, list));
     },
     fail(error) {
@@ -23,6 +23,11 @@ export function overview() {
       problem.textContent = error === null ? "" : `Cannot be read at the moment (${error.message}); trying again.`;
     },
   };
+}
+
+function atOnce({ parallel, max_parallel, packing }) {
+  if (parallel !== "auto") return `${parallel} at once`;
+  return packing ? `${packing.wanted} of up to ${max_parallel} at once: ${packing.why}` : `up to ${max_parallel} at once`;
 }
 
 function tilesOf(study, list) {
