@@ -16,9 +16,11 @@ from openrl.cli.research_pages import PriceOption, serve
 from openrl.cli.tables import print_table
 from openrl.errors import InvalidRequest
 from openrl.research.evidence import front_numbers
+from openrl.research.jobs import KubernetesJobs, launch_id
 from openrl.research.journal import ENDED, Journal, StudyState, read_state
 from openrl.research.kept import kept_numbers, what_and_why
 from openrl.research.keys import Keys, OwnKey, ProjectKeys
+from openrl.research.launchers import Launcher, LocalProcesses
 from openrl.research.meter import Meter, NoMeter, ServerMeter
 from openrl.research.study import STOP_FILE, STUDY_FILE, Study, load_study
 from openrl.research.template import TEMPLATE
@@ -148,7 +150,9 @@ def _run(directory: Path) -> None:
     study = load_study(directory)
     (directory / STOP_FILE).unlink(missing_ok=True)
     with Journal(directory) as journal:
-        asyncio.run(_run_until_signalled(Runner(directory, study, journal, _meter(study), _keys(study)).run()))
+        launcher = _launcher(directory, study, journal)
+        runner = Runner(directory, study, journal, _meter(study), _keys(study), launcher)
+        asyncio.run(_run_until_signalled(runner.run()))
     typer.echo(f"`openrl research report {directory}` says what was found")
 
 
@@ -181,6 +185,15 @@ def _keys(study: Study) -> Keys:
     if study.agent is None or not url or not key:
         return OwnKey()
     return ProjectKeys(url, key, study.attempt_timeout_s + _KEY_GRACE_S)
+
+
+def _launcher(directory: Path, study: Study, journal: Journal) -> Launcher:
+    if study.kubernetes is None:
+        return LocalProcesses(study)
+    is_new = not journal.state.attempts
+    jobs = KubernetesJobs(study, study.kubernetes, directory, launch_id(directory, is_new))
+    jobs.check()
+    return jobs
 
 
 def _status(study: Study, state: StudyState) -> list[dict[str, object]]:
