@@ -2,11 +2,15 @@
 
 import asyncio
 import json
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import kubernetes_validate
 import pytest
+import yaml
 
 from openrl.errors import InvalidRequest
 from openrl.research.job import QUEUE_LABEL, JobOf, KubernetesConfig, job_name, render_job
@@ -15,8 +19,9 @@ from openrl.research.journal import Journal, StudyState, read_state
 from openrl.research.meter import NoMeter
 from openrl.research.runner import Runner
 from openrl.research.study import load_study
-from tests.kubernetes.chart import NEWEST, OLDEST
+from tests.kubernetes.chart import EXAMPLES, NEWEST, OLDEST, ROOT, by_kind, matches, render
 from tests.kubernetes.test_policies import assert_restricted
+from tests.live_server import MODEL_NAME, LiveServer, environment
 from tests.research.kubernetes_double import JOBS, TOKEN, Cluster, running_cluster
 from tests.research.studies import COMMAND, write_study
 
@@ -192,3 +197,55 @@ def test_wrong_settings_are_refused(tmp_path: Path, bad: str):
     )
     with pytest.raises(InvalidRequest, match=said):
         load_study(directory)
+
+
+EXAMPLE = EXAMPLES / "study"
+
+
+@pytest.mark.slow
+def test_the_example_trains_on_a_server(tmp_path: Path, cluster: Cluster, server: LiveServer):
+    """By the command: its own attempt.py and study.toml, but for fewer attempts of fewer steps."""
+    directory = tmp_path / "rates"
+    shutil.copytree(EXAMPLE, directory)
+    here = f"[kubernetes]\napi_url = '{cluster.url}'\nservice_account_dir = '{cluster.directory}'"
+    changed = {
+        "[kubernetes]": here, "http://openrl-gateway": server.url, "smollm2-135m-instruct": MODEL_NAME,
+        "attempts = 12": "attempts = 2", "[1, 2]": "[1]", "values = [8, 16, 32]": "values = [8]",
+        "rank = 16": "rank = 8",
+        "variables = {": f"variables = {{STUDY_STEPS = '2', PYTHONPATH = '{ROOT / 'src'}', ",
+    }  # fmt: skip
+    text = (directory / "study.toml").read_text()
+    for old, new in changed.items():
+        assert old in text
+        text = text.replace(old, new)
+    (directory / "study.toml").write_text(text.replace('"python"', json.dumps(sys.executable)))
+    cluster.secrets["openrl-api-key", "api-key"] = server.key
+    program = "from openrl.cli.main import main; main()"
+    command = [sys.executable, "-c", program, "research", "run", str(directory)]
+    given = {**environment(), "TINKER_BASE_URL": server.url, "TINKER_API_KEY": server.key}
+    subprocess.run(command, check=True, timeout=240, env=given)
+    state = read_state(directory)
+    logs = [path.read_text() for path in directory.glob("attempts/*/log.txt")]
+    assert [each.state for each in state.attempts.values()] == ["done"] * 2, logs
+    for each in state.attempts.values():
+        first, second = [values["score"] for _, values in each.reports]
+        assert first < second
+
+
+@pytest.mark.parametrize("kube_version", [OLDEST, NEWEST])
+def test_the_runner_of_the_example_fits_its_study_and_the_chart(kube_version: str):
+    claim, job = yaml.safe_load_all((EXAMPLE / "runner.yaml").read_text())
+    for each in (claim, job):
+        kubernetes_validate.validate(each, kube_version.rpartition(".")[0], strict=True)
+    pod = job["spec"]["template"]
+    assert_restricted("runner", pod)
+    study = load_study(EXAMPLE)
+    assert study.kubernetes is not None
+    assert pod["metadata"]["labels"] == study.kubernetes.labels
+    assert claim["metadata"]["name"] == study.kubernetes.claim
+    assert pod["spec"]["securityContext"]["runAsUser"] == study.kubernetes.run_as_user
+    chart = render({"studies": {"enabled": True}}, kube_version)
+    accounts = [each["metadata"]["name"] for each in by_kind(chart, "ServiceAccount")]
+    assert pod["spec"]["serviceAccountName"] in accounts
+    (policy,) = [each for each in by_kind(chart, "NetworkPolicy") if each["metadata"]["name"] == "openrl"]
+    assert matches(policy["spec"]["podSelector"]["matchLabels"], study.kubernetes.labels)
