@@ -30,6 +30,7 @@ EVERYTHING: Values = {
     "huggingface": {"existingSecret": "huggingface"},
     "modelCache": {"kind": "pvc"},
     "priorityClasses": {"create": True},
+    "studies": {"enabled": True},
     "imagePullSecrets": [{"name": "registry"}],
     "monitoring": {
         "monitor": {"enabled": True, "kind": "service"},

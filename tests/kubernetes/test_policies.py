@@ -43,21 +43,25 @@ def labels_of(pod: Object) -> dict[str, str]:
 
 
 def test_every_pod_is_restricted(objects: list[Object]):
-    """Pod Security Standards, level restricted, and a root file system that nobody writes to."""
     for name, pod in all_pods(objects):
-        spec = pod["spec"]
-        assert not {"hostNetwork", "hostPID", "hostIPC"} & set(spec), name
-        assert spec["securityContext"]["runAsNonRoot"] is True, name
-        assert spec["securityContext"]["runAsUser"] > 0, name
-        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
-        assert all(ALLOWED_VOLUMES & set(volume) for volume in spec.get("volumes", [])), name
-        for each in containers(pod):
-            context = each["securityContext"]
-            assert context["allowPrivilegeEscalation"] is False, name
-            assert context["capabilities"] == {"drop": ["ALL"]}, name
-            assert context["readOnlyRootFilesystem"] is True, name
-            assert not context.get("privileged"), name
-            assert all("hostPort" not in port for port in each.get("ports", [])), name
+        assert_restricted(name, pod)
+
+
+def assert_restricted(name: str, pod: Object) -> None:
+    """Pod Security Standards, level restricted, and a root file system that nobody writes to."""
+    spec = pod["spec"]
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & set(spec), name
+    assert spec["securityContext"]["runAsNonRoot"] is True, name
+    assert spec["securityContext"]["runAsUser"] > 0, name
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
+    assert all(ALLOWED_VOLUMES & set(volume) for volume in spec.get("volumes", [])), name
+    for each in containers(pod):
+        context = each["securityContext"]
+        assert context["allowPrivilegeEscalation"] is False, name
+        assert context["capabilities"] == {"drop": ["ALL"]}, name
+        assert context["readOnlyRootFilesystem"] is True, name
+        assert not context.get("privileged"), name
+        assert all("hostPort" not in port for port in each.get("ports", [])), name
 
 
 def test_every_container_says_what_it_needs(objects: list[Object]):
@@ -83,8 +87,31 @@ def test_only_the_scheduler_has_a_token(objects: list[Object]):
         assert pod["spec"]["automountServiceAccountToken"] is (name == SCHEDULER), name
         assert pod["spec"]["enableServiceLinks"] is False, name
     assert all(each["automountServiceAccountToken"] is False for each in by_kind(objects, "ServiceAccount"))
-    (role,) = by_kind(objects, "Role")
-    assert role["rules"] == [{"apiGroups": [""], "resources": ["pods"], "verbs": ["patch"]}]
+    rules = {each["metadata"]["name"]: each["rules"] for each in by_kind(objects, "Role")}
+    assert rules.pop("openrl-scheduler") == [{"apiGroups": [""], "resources": ["pods"], "verbs": ["patch"]}]
+    assert set(rules) <= {"openrl-studies"}
+
+
+def test_a_runner_of_studies_has_the_rights_that_it_uses_where_wanted():
+    objects = render({"studies": {"enabled": True}})
+    (role,) = [each for each in by_kind(objects, "Role") if each["metadata"]["name"] == "openrl-studies"]
+    assert role["rules"] == [
+        {"apiGroups": ["batch"], "resources": ["jobs"], "verbs": ["create", "get", "list", "delete"]},
+        {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list"]},
+        {"apiGroups": [""], "resources": ["pods/log"], "verbs": ["get"]},
+    ]
+    (binding,) = [each for each in by_kind(objects, "RoleBinding") if each["metadata"]["name"] == "openrl-studies"]
+    assert binding["roleRef"]["name"] == binding["subjects"][0]["name"] == "openrl-studies"
+    assert "openrl-studies" in [each["metadata"]["name"] for each in by_kind(objects, "ServiceAccount")]
+    assert "openrl-studies" not in [each["metadata"]["name"] for each in by_kind(render({}), "ServiceAccount")]
+
+
+def test_pods_of_studies_reach_the_gateway_where_others_may_not():
+    peers = {"networkPolicy": {"gatewayFrom": [{"namespaceSelector": {}}]}}
+    for enabled in (True, False):
+        objects = render({**peers, "studies": {"enabled": enabled}})
+        (policy,) = [each for each in by_kind(objects, "NetworkPolicy") if each["metadata"]["name"] == "openrl-gateway"]
+        assert ("'app.kubernetes.io/component': 'study'" in str(policy["spec"]["ingress"])) is enabled
 
 
 def test_selectors_select(objects: list[Object]):

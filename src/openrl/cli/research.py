@@ -17,9 +17,11 @@ from openrl.cli.research_pages import PriceOption, serve
 from openrl.cli.tables import print_table
 from openrl.errors import InvalidRequest
 from openrl.research.evidence import front_numbers
+from openrl.research.jobs import KubernetesJobs, launch_id
 from openrl.research.journal import ENDED, Journal, StudyState, read_state
 from openrl.research.kept import kept_numbers, what_and_why
 from openrl.research.keys import Keys, OwnKey, ProjectKeys
+from openrl.research.launchers import Launcher, LocalProcesses
 from openrl.research.meter import Meter, NoMeter, ServerMeter
 from openrl.research.server_load import LoadSource, ServerLoad
 from openrl.research.study import STOP_FILE, STUDY_FILE, Study, load_study
@@ -153,7 +155,8 @@ def _run(directory: Path) -> None:
     configure_logs("research", "info")
     (directory / STOP_FILE).unlink(missing_ok=True)
     with Journal(directory) as journal:
-        runner = Runner(directory, study, journal, _meter(study), _keys(study), load)
+        launcher = _launcher(directory, study, journal)
+        runner = Runner(directory, study, journal, _meter(study), _keys(study), launcher, load)
         asyncio.run(_run_until_signalled(runner.run()))
     typer.echo(f"`openrl research report {directory}` says what was found")
 
@@ -206,6 +209,15 @@ def _at_once(study: Study, state: StudyState) -> str:
     if state.packing is None:
         return f"{running} running, up to {study.max_parallel} at once as the server has room"
     return f"{running} running, {state.packing.wanted} of up to {study.max_parallel} at once: {state.packing.why}"
+
+
+def _launcher(directory: Path, study: Study, journal: Journal) -> Launcher:
+    if study.kubernetes is None:
+        return LocalProcesses(study)
+    is_new = not journal.state.attempts
+    jobs = KubernetesJobs(study, study.kubernetes, directory, launch_id(directory, is_new))
+    jobs.check()
+    return jobs
 
 
 def _status(study: Study, state: StudyState) -> list[dict[str, object]]:

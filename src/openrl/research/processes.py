@@ -41,6 +41,14 @@ class Kept:
     def close(self) -> None:
         os.close(self._pipe)
 
+    @property
+    def is_waiting(self) -> bool:
+        return False
+
+    async def release(self) -> None:
+        await self.end()
+        self.close()
+
 
 async def start(
     command: Sequence[str],

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import json
 import math
-import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -16,9 +15,9 @@ from openrl.research.attempt import DIRECTORY_VARIABLE, PARAMS_FILE, REPORTS_FIL
 from openrl.research.evidence import promoted
 from openrl.research.journal import ENDED, AttemptRecord, AttemptState, Journal
 from openrl.research.keys import Keys, OwnKey
+from openrl.research.launchers import Launcher, LocalProcesses, Running
 from openrl.research.meter import Meter
 from openrl.research.packer import Packer
-from openrl.research.processes import Kept, chosen_environment, start
 from openrl.research.proposer import Proposer
 from openrl.research.researchers import NoChange, Researchers, next_researcher
 from openrl.research.server_load import LoadSource
@@ -62,20 +61,16 @@ class Runner:
     """One study in one directory; `run` may be cut off at any moment and be called again by another process."""
 
     def __init__(
-        self,
-        directory: Path,
-        study: Study,
-        journal: Journal,
-        meter: Meter,
-        keys: Keys | None = None,
-        load: LoadSource | None = None,
-    ) -> None:
+        self, directory: Path, study: Study, journal: Journal, meter: Meter,
+        keys: Keys | None = None, launcher: Launcher | None = None, load: LoadSource | None = None,
+    ) -> None:  # fmt: skip
         """`load` is asked where the study leaves open how many attempts run at once."""
         self._directory = directory.absolute()
         self._study = study
         self._journal = journal
         self._meter = meter
         self._keys = keys or OwnKey()
+        self._launcher = launcher or LocalProcesses(study)
         self._proposer = Proposer(study)
         self._proposer.restore(journal.state.attempts)
         self._interrupted = [each for each in journal.state.attempts.values() if each.state not in ENDED]
@@ -176,10 +171,8 @@ class Runner:
     def _begin(self, upcoming: Next) -> None:
         home = self._home(upcoming.number)
         home.mkdir(parents=True, exist_ok=True)
-        for name in (REPORTS_FILE, STOP_FILE):
-            (home / name).unlink(missing_ok=True)
         given = {"params": upcoming.params, "seed": upcoming.seed, "project_id": self.project_id(upcoming.number)}
-        (home / PARAMS_FILE).write_text(json.dumps(given, indent=2))
+        _write_new(home / PARAMS_FILE, json.dumps(given, indent=2))
         again = self._journal.state.attempts.get(upcoming.number)
         known = again is not None and again.has_run
         version = {"researcher": upcoming.researcher, "commit": upcoming.commit, "tree": upcoming.tree}
@@ -223,46 +216,44 @@ class Runner:
         directory = self._directory
         if self._researchers is not None:
             directory = await self._researchers.checkout(upcoming.commit, home)
-        with (home / "log.txt").open("ab") as log:
-            kept = await start(self._study.command, directory, self._environment(upcoming.number, key), stdout=log)
+        if not await self._launcher.has(upcoming.number):
+            for name in (REPORTS_FILE, STOP_FILE):
+                (home / name).unlink(missing_ok=True)
+        running = await self._launcher.start(upcoming.number, directory, home, self._variables(upcoming.number, key))
         try:
-            return await self._watch(upcoming, kept)
+            return await self._watch(upcoming, running)
         finally:
-            await kept.end()
-            kept.close()
+            await running.release()
 
-    def _environment(self, number: int, key: str | None) -> dict[str, str]:
-        names = self._study.environment
-        if names is None and self._study.agent is None:
-            given = dict(os.environ)
-        else:
-            given = chosen_environment(os.environ, (*(names or ()), "TINKER_BASE_URL", "TINKER_API_KEY"))
+    def _variables(self, number: int, key: str | None) -> dict[str, str]:
         return {
-            **given,
             **({"TINKER_API_KEY": key} if key is not None else {}),
             DIRECTORY_VARIABLE: str(self._home(number)),
             "TINKER_PROJECT_ID": self.project_id(number),
         }
 
-    async def _watch(self, upcoming: Next, kept: Kept) -> tuple[AttemptState, str]:
+    async def _watch(self, upcoming: Next, running: Running) -> tuple[AttemptState, str]:
         """Follow the reports until the process ends."""
         deadline = time.monotonic() + self._study.attempt_timeout_s
-        offset, stopped = 0, ""
-        while not kept.ended.done():
-            await asyncio.wait((kept.ended,), timeout=_LOOK_S)
+        offset = 0
+        stopped = "it was asked to before" if (self._home(upcoming.number) / STOP_FILE).exists() else ""
+        while not running.ended.done():
+            await asyncio.wait((running.ended,), timeout=_LOOK_S)
+            if running.is_waiting and not stopped:
+                deadline = time.monotonic() + self._study.attempt_timeout_s
             offset, should_stop = self._take_reports(upcoming, offset)
             if not stopped and (should_stop or self._is_used_up()):
                 stopped = "not among the best of its rung" if should_stop else "the budget is used up"
                 (self._home(upcoming.number) / STOP_FILE).touch()
                 deadline = min(deadline, time.monotonic() + _STOP_S)
             if time.monotonic() > deadline:
-                await kept.end()
+                await running.end()
                 if not stopped:
                     return "failed", f"not over after attempt_timeout_s = {self._study.attempt_timeout_s:g} s"
         self._take_reports(upcoming, offset)
         if stopped:
             return "stopped", stopped
-        status = await kept.ended
+        status = await running.ended
         if status:
             return "failed", f"exit status {status}: {_last_line(self._home(upcoming.number) / 'log.txt')}"
         record = self._journal.state.attempts[upcoming.number]
@@ -327,6 +318,12 @@ def _read_report(line: bytes) -> tuple[int | None, Mapping[str, float]]:
         report = json.loads(line)
         return int(report["step"]), {str(name): float(value) for name, value in report["values"].items()}
     return None, {}
+
+
+def _write_new(path: Path, text: str) -> None:
+    """An attempt that goes on may be reading it."""
+    if not path.exists() or path.read_text() != text:
+        path.write_text(text)
 
 
 def _last_line(path: Path) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from openrl.errors import InvalidRequest
+from openrl.research.job import KubernetesConfig
 
 STUDY_FILE = "study.toml"
 STOP_FILE = "stop"
@@ -150,6 +151,8 @@ class Study(_Section):
     proposer: ProposerConfig = ProposerConfig()
     early_stop: EarlyStop | None = None
     agent: AgentConfig | None = None
+    kubernetes: KubernetesConfig | None = None
+    """Attempts are Jobs of a cluster; unset: processes beside the runner."""
     environment: tuple[str, ...] | None = None
     """Names of variables that attempts get beside plain ones such as PATH and the server's URL and key; unset: all, or
     with an agent no others."""
@@ -188,6 +191,16 @@ class Study(_Section):
             raise ValueError("there is nothing to vary: neither a [space] of parameters nor an [agent]")
         if self.agent is not None and self.space:
             raise ValueError("an [agent] changes the program; it goes without a [space]")
+        return self
+
+    @model_validator(mode="after")
+    def _check_kubernetes(self) -> "Study":
+        if self.kubernetes is not None and self.agent is not None:
+            raise ValueError(
+                "an [agent]'s attempts have keys of their own, which Jobs would show: it goes without [kubernetes]"
+            )
+        if self.kubernetes is not None and self.environment is not None:
+            raise ValueError("Jobs get nothing of the runner's environment: kubernetes.variables stands in its place")
         return self
 
     @model_validator(mode="after")

@@ -39,4 +39,8 @@ kind = "tpe"                         # grid, random, tpe or gp
 # attempts = 12                      # turns of each researcher
 # turn_timeout_s = 1800
 # environment = ["MY_AGENT_KEY"]     # variables it gets beside PATH, HOME and the like
+
+# [kubernetes]                       # attempts as Jobs of a cluster: docs/research.md
+# image = "ghcr.io/openrl/openrl:0.1.0"
+# claim = "studies"                  # a volume with this directory, mounted by their pods at the same path
 """

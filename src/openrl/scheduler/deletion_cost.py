@@ -4,20 +4,17 @@ A worker's name is its pod's. One call of the API is all there is, so it needs n
 """
 
 import asyncio
-import http.client
-import json
-import ssl
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from openrl.errors import Unavailable
+from openrl.kubernetes import KubernetesApi
 from openrl.store.cluster import WorkerStatus
 from openrl.telemetry.logs import get_logger
 
 ANNOTATION = "controller.kubernetes.io/pod-deletion-cost"
 ROUND_S = 10.0
-_TIMEOUT_S = 10.0
 _BUSY = 50
 _RUN = 100
 _MOST_RUNS = 10_000
@@ -33,35 +30,19 @@ class PodApi:
     """The one call that is needed, with the credentials of the pod's service account."""
 
     def __init__(self, url: str, account_dir: Path) -> None:
-        self._url = urlsplit(url)
-        self._account_dir = account_dir
+        self._api = KubernetesApi(url, account_dir)
 
     def annotate(self, pod: str, name: str, value: str) -> bool:
         """Set an annotation; False if there is no such pod. Raises Unavailable."""
         try:
-            token = (self._account_dir / "token").read_text().strip()  # each time: it is renewed every hour
-            namespace = (self._account_dir / "namespace").read_text().strip()
-            body = json.dumps({"metadata": {"annotations": {name: value}}})
-            headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/merge-patch+json"}
-            connection = self._connect()
-            try:
-                connection.request("PATCH", f"/api/v1/namespaces/{namespace}/pods/{quote(pod, safe='')}", body, headers)
-                reply = connection.getresponse()
-                said = reply.read().decode(errors="replace")
-            finally:
-                connection.close()
-        except (OSError, http.client.HTTPException) as error:
-            raise Unavailable(f"the Kubernetes API at {self._url.netloc} does not answer: {error}") from error
+            path = f"/api/v1/namespaces/{self._api.namespace()}/pods/{quote(pod, safe='')}"
+        except OSError as error:
+            raise Unavailable(f"the service account has no namespace: {error}") from error
+        body = {"metadata": {"annotations": {name: value}}}
+        reply = self._api.send("PATCH", path, body, "application/merge-patch+json")
         if reply.status not in (200, 404):
-            raise Unavailable(f"the Kubernetes API refused to annotate pod {pod!r}: {reply.status} {said[:200]}")
+            raise Unavailable(f"the Kubernetes API refused to annotate pod {pod!r}: {reply.status} {reply.text[:200]}")
         return reply.status == 200
-
-    def _connect(self) -> http.client.HTTPConnection:
-        host = self._url.hostname or ""
-        if self._url.scheme == "http":
-            return http.client.HTTPConnection(host, self._url.port, timeout=_TIMEOUT_S)
-        trusted = ssl.create_default_context(cafile=str(self._account_dir / "ca.crt"))
-        return http.client.HTTPSConnection(host, self._url.port, timeout=_TIMEOUT_S, context=trusted)
 
 
 class DeletionCosts:
