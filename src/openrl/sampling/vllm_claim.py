@@ -7,8 +7,10 @@ of a process that was killed.
 import fcntl
 import hashlib
 import os
+import socket
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from openrl.errors import Unavailable
 from openrl.telemetry.logs import get_logger
@@ -45,7 +47,7 @@ class ServerClaim:
 
     def _take(self, url: str, directory: Path, owner: str) -> str | None:
         """Lock a server; returns who has it otherwise."""
-        name = hashlib.blake2b(url.encode(), digest_size=16).hexdigest()
+        name = hashlib.blake2b(_identity(url, socket.gethostname()).encode(), digest_size=16).hexdigest()
         descriptor = os.open(directory / f".server-{name}.lock", os.O_RDWR | os.O_CREAT, 0o644)
         self._descriptors.append(descriptor)
         try:
@@ -57,3 +59,9 @@ class ServerClaim:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, owner.encode()[:_OWNER_BYTES], 0)
         return None
+
+
+def _identity(url: str, hostname: str) -> str:
+    """What a server is to all workers: a loopback address is another server on every host and in every pod."""
+    host = urlsplit(url).hostname or ""
+    return f"{hostname} {url}" if host in ("localhost", "::1") or host.startswith("127.") else url

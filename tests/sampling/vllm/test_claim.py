@@ -1,5 +1,6 @@
 """A vLLM server is one worker's at a time."""
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +37,16 @@ def test_the_second_worker_is_told_which_servers_are_taken_and_by_whom(tmp_path:
 
 def test_a_server_that_is_named_twice_is_claimed_once(tmp_path: Path):
     ServerClaim((FIRST, f"{FIRST}/"), tmp_path, "worker-0").close()
+
+
+def test_a_loopback_address_is_another_server_on_another_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    url = "http://127.0.0.1:8000"
+    claim = ServerClaim((url,), tmp_path, "worker-0")
+    with pytest.raises(Unavailable):
+        ServerClaim((url,), tmp_path, "worker-1")
+    monkeypatch.setattr(socket, "gethostname", lambda: "another-pod")
+    ServerClaim((url,), tmp_path, "worker-1").close()
+    claim.close()
 
 
 def test_what_a_killed_worker_had_is_free(tmp_path: Path):
